@@ -1,0 +1,164 @@
+"""Train or evaluate a causal language model, such as GPT-2 or Llama, on text.
+
+    python run_clm.py --model_name_or_path gpt2 --train_file train.txt --validation_file validation.txt \
+        --per_device_train_batch_size 8 --output_dir outputs/gpt2
+
+The loss is the negative log-likelihood of each token given those before it in its block, in nats; a block's first
+token is not predicted.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, set_seed
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+from utils.arguments import DataArguments, LMTrainingArguments, ModelArguments
+from utils.blocks import PackedBlocks, require_one_block
+from utils.collators import CausalLMCollator
+from utils.command_line import UsageError, exit_on_usage_error, parse_arguments
+from utils.corpus import load_corpus
+from utils.model_config import default_block_size, load_config
+from utils.modeling import load_model, use_maskless_attention, use_summed_loss
+from utils.output_dir import find_checkpoint
+from utils.reports import print_counts, print_summary, write_model_card
+from utils.token_store import tokenize_documents
+from utils.tokenization import load_tokenizer
+from utils.trainer import LMTrainer, load_metric
+
+
+@dataclass
+class CausalLMArguments:
+    """The flags of this script alone."""
+
+    append_eos: bool = field(
+        default=False,
+        metadata={
+            "help": "End each document with one end-of-text token, which the model learns to predict. Off, because "
+            "the lines of a text file are not documents; switch it on with real documents."
+        },
+    )
+    sample_tokens: int = field(
+        default=0, metadata={"help": "Print so many tokens of the model's own text at the end. Default: 0, none."}
+    )
+
+    def __post_init__(self):
+        if self.sample_tokens < 0:
+            raise UsageError(f"--sample_tokens {self.sample_tokens}: give 0 or more")
+
+
+# Encoders that transformers also lists as causal would see the tokens that they predict; XLNet has run_plm.py.
+MODEL_TYPES = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(MODEL_FOR_MASKED_LM_MAPPING_NAMES) - {"xlnet"}
+OBJECTIVE = "The loss is the mean negative log-likelihood of each token given those before it in its block."
+SNIPPET = """from transformers import pipeline
+
+generate = pipeline("text-generation", model="{model}")
+print(generate("The", max_new_tokens=40)[0]["generated_text"])"""
+
+
+def document_text(row: dict) -> str | None:
+    """What the model reads of one row; edit this for titles, templates, or filters (None leaves the row out)."""
+    return row["text"]
+
+
+def sample_text(model, tokenizer, num_tokens: int, prompt_ids: np.ndarray) -> str:
+    """The first 8 of `prompt_ids` and the model's own continuation of them."""
+    model.eval()
+    input_ids = torch.tensor(prompt_ids[:8].astype(np.int64), device=model.device).unsqueeze(0)
+    inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+    pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    output = model.generate(**inputs, max_new_tokens=num_tokens, do_sample=True, top_k=40, pad_token_id=pad_token_id)
+    return tokenizer.decode(output[0], skip_special_tokens=True)
+
+
+@exit_on_usage_error
+def main(args: list[str] | None = None) -> None:
+    # Arguments: whatever can be found wrong without reading the text is found wrong here
+    model_args, data_args, clm_args, training_args = parse_arguments(
+        ModelArguments, DataArguments, CausalLMArguments, LMTrainingArguments, args=args
+    )
+    checkpoint = None if data_args.preprocess_only else find_checkpoint(training_args)
+    config = load_config(model_args, AutoModelForCausalLM, MODEL_TYPES, data_args.block_size)
+    metric = load_metric(training_args.metric)
+    set_seed(training_args.seed)
+
+    # Corpus: documents to train on and to evaluate on
+    raw_datasets = load_corpus(data_args, training_args, model_args.cache_dir, model_args.token)
+
+    # Tokenizer
+    tokenizer = load_tokenizer(model_args, raw_datasets.get("train"), document_text)
+
+    # Blocks: every token of the corpus, in order
+    block_size = data_args.block_size or default_block_size(config, tokenizer.model_max_length)
+    max_samples = {"train": data_args.max_train_samples, "validation": data_args.max_eval_samples}
+    blocks = {}
+    for split, documents in raw_datasets.items():
+        tokens = tokenize_documents(
+            documents,
+            tokenizer,
+            document_text,
+            data_args,
+            cache_dir=model_args.cache_dir,
+            description=split,
+            append_eos=clm_args.append_eos,
+            with_token_bytes=split == "validation",
+        )
+        blocks[split] = PackedBlocks(tokens, block_size, max_samples[split])
+    if training_args.do_eval:
+        require_one_block(blocks["validation"])
+    if data_args.preprocess_only:
+        print_counts(blocks, training_args)
+        return
+
+    # Model: its forward sums the loss over the targets, and needs no attention mask since padding is on the right
+    model = load_model(AutoModelForCausalLM, config, model_args, tokenizer)
+    use_summed_loss(model, shift=True, label_smoothing=training_args.label_smoothing_factor)
+    use_maskless_attention(model)
+
+    # Collator: each token but a block's first is a target
+    data_collator = CausalLMCollator(tokenizer)
+
+    # Trainer
+    trainer = LMTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=blocks.get("train"),
+        eval_dataset=blocks.get("validation"),
+        data_collator=data_collator,
+        processing_class=tokenizer,
+        metric=metric,
+    )
+
+    # Training
+    results = {}
+    if training_args.do_train:
+        train_result = trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.save_model()
+        trainer.save_metrics("train", train_result.metrics)
+        results |= train_result.metrics
+
+    # Evaluation
+    if training_args.do_eval:
+        metrics = trainer.evaluate()
+        trainer.save_metrics("eval", metrics)
+        results |= metrics
+
+    # Report
+    if training_args.do_train:
+        trainer.save_state()
+    if trainer.is_world_process_zero():
+        if training_args.do_train:
+            write_model_card(trainer, model_args, data_args, results, "text-generation", OBJECTIVE, SNIPPET)
+        if clm_args.sample_tokens:
+            print(sample_text(model, tokenizer, clm_args.sample_tokens, list(blocks.values())[-1][0]["input_ids"]))
+        print_summary(results, training_args.output_dir)
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""Train or evaluate a masked language model, such as BERT or RoBERTa, on text.
+
+    python run_mlm.py --model_name_or_path roberta-base --train_file train.txt --validation_file validation.txt \
+        --per_device_train_batch_size 8 --output_dir outputs/roberta
+
+The loss is the negative log-likelihood of the tokens that were masked, given all others of their example, in nats.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+
+from transformers import AutoModelForMaskedLM, set_seed
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from utils.arguments import DataArguments, LMTrainingArguments, ModelArguments
+from utils.blocks import FramedBlocks, LineBlocks, require_one_block
+from utils.collators import MaskedLMCollator
+from utils.command_line import UsageError, exit_on_usage_error, parse_arguments
+from utils.corpus import load_corpus
+from utils.model_config import default_block_size, load_config
+from utils.modeling import load_model, use_summed_loss
+from utils.output_dir import find_checkpoint
+from utils.reports import print_counts, print_summary, write_model_card
+from utils.token_store import tokenize_documents
+from utils.tokenization import frame_of, load_tokenizer
+from utils.trainer import LMTrainer, load_metric
+
+
+@dataclass
+class MaskedLMArguments:
+    """The flags of this script alone."""
+
+    mlm_probability: float = field(
+        default=0.15, metadata={"help": "Share of the tokens that are masked, and predicted. Default: 0.15, BERT's."}
+    )
+    mask_replace_prob: float = field(
+        default=0.8,
+        metadata={"help": "Share of the masked tokens that the model sees as the mask token. Default: 0.8."},
+    )
+    random_replace_prob: float = field(
+        default=0.1,
+        metadata={"help": "Share that it sees as a random token; the rest it sees as they are. Default: 0.1."},
+    )
+    whole_word_mask: bool = field(
+        default=False,
+        metadata={"help": "Mask all tokens of a word or none. What a word is, the tokenizer says."},
+    )
+    line_by_line: bool = field(
+        default=False,
+        metadata={
+            "help": "One example for each document (each line of a .txt file, without its line end unless "
+            "--keep_linebreaks true), cut at --max_seq_length, instead of blocks full of text."
+        },
+    )
+    pad_to_max_length: bool = field(
+        default=False,
+        metadata={
+            "help": "With --line_by_line: pad each batch to --max_seq_length, as TPUs want it, and not to its longest."
+        },
+    )
+
+    def __post_init__(self):
+        if not 0 < self.mlm_probability < 1:
+            raise UsageError(f"--mlm_probability {self.mlm_probability}: give a number between 0 and 1")
+        for name in ("mask_replace_prob", "random_replace_prob"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"--{name} {getattr(self, name)}: give a number from 0 to 1")
+        if self.mask_replace_prob + self.random_replace_prob > 1 + 1e-9:
+            raise UsageError(
+                f"--mask_replace_prob {self.mask_replace_prob} and --random_replace_prob {self.random_replace_prob} "
+                "are shares of the masked tokens and add up to more than 1: give less"
+            )
+        if self.pad_to_max_length and not self.line_by_line:
+            raise UsageError("--pad_to_max_length goes with --line_by_line: packed blocks are full; leave it out")
+
+
+# Wav2Vec2 hears and Perceiver sees, though transformers lists them.
+MODEL_TYPES = set(MODEL_FOR_MASKED_LM_MAPPING_NAMES) - {"wav2vec2", "perceiver"}
+OBJECTIVE = "The loss is the mean negative log-likelihood of the masked tokens, given all others of their example."
+SNIPPET = """from transformers import pipeline
+
+fill_mask = pipeline("fill-mask", model="{model}")
+for guess in fill_mask("The {mask} is here."):
+    print(guess["score"], guess["sequence"])"""
+
+
+def document_text(row: dict) -> str | None:
+    """What the model reads of one row; edit this for titles, templates, or filters (None leaves the row out)."""
+    return row["text"]
+
+
+@exit_on_usage_error
+def main(args: list[str] | None = None) -> None:
+    # Arguments: whatever can be found wrong without reading the text is found wrong here
+    model_args, data_args, mlm_args, training_args = parse_arguments(
+        ModelArguments, DataArguments, MaskedLMArguments, LMTrainingArguments, args=args
+    )
+    if training_args.group_by_length and not mlm_args.line_by_line:
+        raise UsageError("--group_by_length goes with --line_by_line: packed blocks have one length; leave it out")
+    if mlm_args.line_by_line and "keep_linebreaks" not in training_args.run_args:
+        data_args.keep_linebreaks = False
+    checkpoint = None if data_args.preprocess_only else find_checkpoint(training_args)
+    config = load_config(model_args, AutoModelForMaskedLM, MODEL_TYPES, data_args.block_size)
+    metric = load_metric(training_args.metric)
+    set_seed(training_args.seed)
+
+    # Corpus: documents to train on and to evaluate on
+    raw_datasets = load_corpus(data_args, training_args, model_args.cache_dir, model_args.token)
+
+    # Tokenizer
+    tokenizer = load_tokenizer(model_args, raw_datasets.get("train"), document_text, for_masks=True)
+
+    # Blocks: every token of the corpus, in order, between the special tokens of the model; or one line each
+    block_size = data_args.block_size or default_block_size(config, tokenizer.model_max_length)
+    max_samples = {"train": data_args.max_train_samples, "validation": data_args.max_eval_samples}
+    blocks = {}
+    for split, documents in raw_datasets.items():
+        tokens = tokenize_documents(
+            documents,
+            tokenizer,
+            document_text,
+            data_args,
+            cache_dir=model_args.cache_dir,
+            description=split,
+            add_special_tokens=False,
+            with_word_starts=mlm_args.whole_word_mask,
+        )
+        blocks_class = LineBlocks if mlm_args.line_by_line else FramedBlocks
+        blocks[split] = blocks_class(tokens, block_size, frame_of(tokenizer), max_samples[split])
+    if training_args.do_eval and not mlm_args.line_by_line:
+        require_one_block(blocks["validation"])
+    if data_args.preprocess_only:
+        print_counts(blocks, training_args)
+        return
+
+    # Model: its forward sums the loss over the targets, where alone its vocabulary head runs
+    model = load_model(AutoModelForMaskedLM, config, model_args, tokenizer)
+    use_summed_loss(model, shift=False, label_smoothing=training_args.label_smoothing_factor)
+
+    # Collator: some tokens are masked, and are the targets; which ones, seed, epoch and example decide
+    data_collator = MaskedLMCollator(
+        tokenizer,
+        seed=training_args.seed,
+        mlm_probability=mlm_args.mlm_probability,
+        mask_replace_prob=mlm_args.mask_replace_prob,
+        random_replace_prob=mlm_args.random_replace_prob,
+        whole_word_mask=mlm_args.whole_word_mask,
+        pad_to_length=block_size if mlm_args.pad_to_max_length else None,
+    )
+
+    # Trainer
+    trainer = LMTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=blocks.get("train"),
+        eval_dataset=blocks.get("validation"),
+        data_collator=data_collator,
+        processing_class=tokenizer,
+        metric=metric,
+        target_name="masked_tokens",
+    )
+
+    # Training
+    results = {}
+    if training_args.do_train:
+        train_result = trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.save_model()
+        trainer.save_metrics("train", train_result.metrics)
+        results |= train_result.metrics
+
+    # Evaluation
+    if training_args.do_eval:
+        metrics = trainer.evaluate()
+        trainer.save_metrics("eval", metrics)
+        results |= metrics
+
+    # Report
+    if training_args.do_train:
+        trainer.save_state()
+    if trainer.is_world_process_zero():
+        if training_args.do_train:
+            snippet = SNIPPET.replace("{mask}", tokenizer.mask_token)
+            settings = dataclasses.asdict(mlm_args)
+            write_model_card(trainer, model_args, data_args, results, "fill-mask", OBJECTIVE, snippet, settings)
+        print_summary(results, training_args.output_dir)
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""Fixtures: a little text, tokenizers and models of a layer or two. Nothing is downloaded, nothing is left behind."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+import pytest  # noqa: E402  (the variables above must be set before transformers is imported)
+import torch  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoConfig,
+    AutoModelForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+import run_clm  # noqa: E402
+from utils.tokenization import train_tokenizer  # noqa: E402
+
+
+ROOT = Path(__file__).resolve().parent.parent
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "one", "red", "bird", "fly", "over", "two", "green"]
+WORDS += ["hills", "near", "some", "old", "stone", "houses", "by", "river"]
+
+
+def make_lines(num_lines: int, seed: int = 0) -> list[str]:
+    """Lines of 1 to 20 words with an order that can be learnt: each word is likely followed by its neighbour."""
+    generator = random.Random(seed)
+    lines = []
+    for _ in range(num_lines):
+        word = generator.randrange(len(WORDS))
+        line = []
+        for _ in range(generator.randint(1, 20)):
+            line.append(WORDS[word])
+            word = (word + 1) % len(WORDS) if generator.random() < 0.8 else generator.randrange(len(WORDS))
+        lines.append(" ".join(line) + ".")
+    return lines
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """A byte-level BPE tokenizer of 300 tokens."""
+    return train_tokenizer("bpe", [make_lines(200)], vocab_size=300)
+
+
+@pytest.fixture
+def train_file(tmp_path) -> Path:
+    path = tmp_path / "train.txt"
+    path.write_text("\n".join(make_lines(60)) + "\n")
+    return path
+
+
+@pytest.fixture
+def validation_file(tmp_path) -> Path:
+    path = tmp_path / "validation.txt"
+    path.write_text("\n".join(make_lines(30, seed=1)) + "\n")
+    return path
+
+
+def make_model(kind: str, vocab_size: int, **overrides):
+    """A random model of two layers, 16 wide, without dropout; weights large enough for a loss away from log(V)."""
+    torch.manual_seed(0)
+    if kind == "gpt2":
+        config = {"n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 128, "vocab_size": vocab_size}
+        config |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "initializer_range": 0.3}
+        config |= {"bos_token_id": 0, "eos_token_id": 0}
+        return GPT2LMHeadModel(GPT2Config(**(config | overrides)))
+    config = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    config |= {"max_position_embeddings": 128, "vocab_size": vocab_size, "initializer_range": 0.3}
+    return LlamaForCausalLM(LlamaConfig(**(config | overrides)))
+
+
+@pytest.fixture
+def checkpoint(tmp_path, tokenizer):
+    """`checkpoint("gpt2")` or `checkpoint("llama")`: the folder of a small random model with its tokenizer."""
+
+    def save(kind: str, **overrides) -> Path:
+        folder = tmp_path / f"{kind}-checkpoint"
+        make_model(kind, len(tokenizer), **overrides).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return save
+
+
+# Configurations of masked models; every kind of name that the architectures have for the same sizes.
+MASKED_SIZES = {
+    "num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "embedding_size": 8,
+    "max_position_embeddings": 64, "initializer_range": 0.3, "hidden_dropout_prob": 0.0, "pad_token_id": 1,
+    "attention_probs_dropout_prob": 0.0,
+}  # fmt: skip
+MASKED_SIZES_BY_TYPE = {
+    "distilbert": {
+        "n_layers": 2, "dim": 16, "hidden_dim": 32, "n_heads": 2, "max_position_embeddings": 64, "dropout": 0.0,
+        "attention_dropout": 0.0, "initializer_range": 0.3, "pad_token_id": 1,
+    },
+    "modernbert": MASKED_SIZES | {"cls_token_id": 0, "sep_token_id": 2, "global_attn_every_n_layers": 2},
+    "xlm": {
+        "n_layers": 2, "emb_dim": 16, "n_heads": 2, "max_position_embeddings": 64, "dropout": 0.0,
+        "attention_dropout": 0.0, "pad_token_id": 1,
+    },
+}  # fmt: skip
+
+
+def make_masked_model(model_type: str, vocab_size: int, **overrides):
+    """A random masked model of two layers, 16 wide, without dropout."""
+    torch.manual_seed(0)
+    sizes = MASKED_SIZES_BY_TYPE.get(model_type, MASKED_SIZES)
+    config = AutoConfig.for_model(model_type, **sizes, vocab_size=vocab_size, **overrides)
+    return AutoModelForMaskedLM.from_config(config)
+
+
+@pytest.fixture(scope="session")
+def framed_tokenizer():
+    """A byte-level BPE tokenizer of 300 tokens with RoBERTa's special tokens."""
+    return train_tokenizer("bpe", [make_lines(200)], 300, framed=True)
+
+
+@pytest.fixture
+def masked_checkpoint(tmp_path, framed_tokenizer):
+    """`masked_checkpoint("roberta")`: the folder of a small random masked model with its tokenizer."""
+
+    def save(model_type: str, **overrides) -> Path:
+        folder = tmp_path / f"{model_type}-checkpoint"
+        make_masked_model(model_type, len(framed_tokenizer), **overrides).save_pretrained(folder)
+        framed_tokenizer.save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture
+def common_args(tmp_path) -> list[str]:
+    """Flags that keep a run small, exact and inside the test's folder."""
+    return [
+        "--cache_dir", str(tmp_path / "cache"), "--bf16", "false", "--report_to", "none", "--disable_tqdm", "true",
+        "--save_strategy", "no",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def run(common_args):
+    """Run a script in this process with the common flags; `run(script, output_dir, *flags)` returns its results."""
+
+    def call(output_dir: Path, *flags, script=run_clm) -> dict:
+        script.main(["--output_dir", str(output_dir), *common_args, *map(str, flags)])
+        results = output_dir / "all_results.json"
+        return json.loads(results.read_text()) if results.exists() else {}
+
+    return call
+
+
+@pytest.fixture
+def refused(common_args, tmp_path, capsys):
+    """Run a script that must refuse its flags: returns the one line that it prints, and checks exit code 2."""
+
+    def call(*flags, script=run_clm, output_dir: Path | None = None) -> str:
+        output_dir = output_dir or tmp_path / "refused-output"
+        existed = output_dir.exists()
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            script.main(["--output_dir", str(output_dir), *common_args, *map(str, flags)])
+        assert stopped.value.code == 2
+        errors = [line for line in capsys.readouterr().err.splitlines() if ": error: " in line]
+        assert len(errors) == 1
+        assert existed or not output_dir.exists()
+        return errors[0]
+
+    return call
+
+
+def run_python(*words, **environment) -> subprocess.CompletedProcess:
+    """Run Python in a fresh process from the repository's root; its output is text, a failure raises with it."""
+    result = subprocess.run(
+        [sys.executable, *map(str, words)], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result

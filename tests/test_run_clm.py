@@ -1,0 +1,529 @@
+"""run_clm.py from its flags to its files: exact numbers, whatever the batch size, accumulation or processes."""
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import ROOT, make_lines, run_python
+from huggingface_hub import ModelCard
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import run_clm
+from utils import token_store
+
+
+SCRATCH = [
+    "--model_type", "gpt2", "--train_tokenizer", "bpe", "--vocab_size", "300",
+    "--config_overrides", "n_layer=1,n_embd=16,n_head=2,n_positions=64",
+]  # fmt: skip
+
+
+def reference(folder, text_file, block_size: int, max_blocks: int | None = None) -> dict:
+    """What evaluation must report, counted by hand: one block at a time, in float64, through plain transformers."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    lines = text_file.read_text().splitlines(keepends=True)
+    ids = [token for line in lines for token in tokenizer(line)["input_ids"]]
+    nll, targets, correct, num_bytes = 0.0, 0, 0, 0
+    for start in list(range(0, len(ids), block_size))[:max_blocks]:
+        block = ids[start : start + block_size]
+        with torch.no_grad():
+            logits = model(torch.tensor([block])).logits[0].double()
+        for position in range(1, len(block)):
+            nll -= logits[position - 1].log_softmax(-1)[block[position]].item()
+            correct += int(logits[position - 1].argmax() == block[position])
+            num_bytes += len(tokenizer.convert_ids_to_tokens(block[position]))  # byte level: a character a byte
+            targets += 1
+    return {
+        "eval_loss": nll / targets,
+        "perplexity": math.exp(nll / targets),
+        "bits_per_byte": nll / math.log(2) / num_bytes,
+        "eval_accuracy": correct / targets,
+        "eval_tokens": targets,
+        "eval_bytes": num_bytes,
+    }
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_evaluation_is_exact_at_any_batch_size(kind, checkpoint, validation_file, run, tmp_path):
+    """With a short last block and a short last batch."""
+    folder = checkpoint(kind)
+    expected = reference(folder, validation_file, block_size=16)
+    assert expected["eval_tokens"] % 15 != 0  # the last block is short
+    for batch_size in (1, 7, 32):
+        results = run(
+            tmp_path / f"out{batch_size}", "--model_name_or_path", folder, "--validation_file", validation_file,
+            "--do_eval", "--block_size", 16, "--per_device_eval_batch_size", batch_size,
+        )  # fmt: skip
+        assert results["eval_loss"] == pytest.approx(expected["eval_loss"], abs=1e-5)
+        assert results["perplexity"] == pytest.approx(math.exp(results["eval_loss"]), rel=1e-12)
+        assert results["bits_per_byte"] == pytest.approx(expected["bits_per_byte"], rel=1e-5)
+        for key in ("eval_accuracy", "eval_tokens", "eval_bytes"):
+            assert results[key] == expected[key]
+
+
+def test_max_eval_samples(checkpoint, validation_file, run, tmp_path):
+    folder = checkpoint("gpt2")
+    results = run(
+        tmp_path / "out", "--model_name_or_path", folder, "--validation_file", validation_file, "--do_eval",
+        "--block_size", 16, "--max_eval_samples", 5,
+    )  # fmt: skip
+    assert results["eval_samples"] == 5
+    expected = reference(folder, validation_file, 16, max_blocks=5)
+    assert results["eval_loss"] == pytest.approx(expected["eval_loss"], abs=1e-5)
+    assert results["eval_tokens"] == expected["eval_tokens"] == 75
+
+
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece", "unigram"])
+@pytest.mark.parametrize(
+    "text", ["ascii words only here", "café à la crème, señor Ångström", "日本語のテキストと中文"]
+)
+def test_bits_per_byte(kind, text, run, tmp_path):
+    """One block holds all the text: its bytes but those of the first token are predicted."""
+    path = tmp_path / "text.txt"
+    path.write_text("\n".join([f"{text} {i} {text[::-1]}" for i in range(8)]))
+    results = run(
+        tmp_path / "out", "--model_type", "gpt2", "--train_tokenizer", kind, "--vocab_size", 320, "--train_file", path,
+        "--validation_file", path, "--config_overrides", "n_layer=1,n_embd=16,n_head=2", "--block_size", 25,
+        "--document_by", "file", "--max_steps", 1, "--do_train", "--do_eval", "--max_eval_samples", 1,
+    )  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    encoding = tokenizer(path.read_text(), return_offsets_mapping=True)
+    ids, offsets = encoding["input_ids"][:25], encoding["offset_mapping"][:25]
+    assert len(ids) == 25
+    if kind == "bpe":
+        num_bytes = sum(map(len, tokenizer.convert_ids_to_tokens(ids[1:])))
+    else:
+        first, last = offsets[0][1], offsets[-1][1]
+        num_bytes = len(path.read_text()[first:last].encode())
+    assert results["eval_bytes"] == num_bytes
+    nll = results["eval_loss"] * results["eval_tokens"]
+    assert results["bits_per_byte"] == pytest.approx(nll / math.log(2) / num_bytes, rel=1e-9)
+
+
+def first_gradients(trainer_flags, run, tmp_path, monkeypatch, name) -> dict[str, torch.Tensor]:
+    """The gradients with which the first optimizer step of a run is made."""
+    gradients = {}
+
+    class Stop(Exception):
+        pass
+
+    def step(optimizer, *args, **kwargs):
+        model = monkeypatch.trainer.model
+        gradients.update({key: value.grad.clone() for key, value in model.named_parameters()})
+        raise Stop
+
+    class Recorder(run_clm.LMTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            monkeypatch.trainer = self
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_clm, "LMTrainer", Recorder)
+        patch.setattr(torch.optim.AdamW, "step", step)
+        with pytest.raises(Stop):
+            run(tmp_path / name, *trainer_flags)
+    return gradients
+
+
+def test_accumulation_does_not_change_the_gradient(checkpoint, tmp_path, run, monkeypatch):
+    """8 blocks of unequal length (the last is short) as 8 x 1, 1 x 8 and 2 x 4."""
+    folder = checkpoint("llama")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    text = tmp_path / "text.txt"
+    ids = tokenizer("\n".join(make_lines(60)))["input_ids"][: 7 * 24 + 5]
+    text.write_text(tokenizer.decode(ids))
+    flags = ["--model_name_or_path", folder, "--train_file", text, "--do_train", "--block_size", 24]
+    flags += ["--document_by", "file", "--max_grad_norm", 0, "--max_steps", 1]
+    by_layout = {}
+    for batch, accumulation in ((8, 1), (1, 8), (2, 4)):
+        layout = ["--per_device_train_batch_size", batch, "--gradient_accumulation_steps", accumulation]
+        name = f"out{batch}"
+        by_layout[name] = first_gradients([*flags, *layout], run, tmp_path, monkeypatch, name)
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    blocks = [torch.tensor([ids[start : start + 24]]) for start in range(0, len(ids), 24)]
+    assert [block.size(1) for block in blocks] == [24] * 7 + [5]
+    nll = sum(cross_entropy(model(block).logits[0, :-1].double(), block[0, 1:], reduction="sum") for block in blocks)
+    (nll / sum(block.size(1) - 1 for block in blocks)).backward()
+    expected = {key: value.grad for key, value in model.named_parameters()}
+    for gradients in by_layout.values():
+        assert gradients.keys() == expected.keys()
+        for key, value in gradients.items():
+            torch.testing.assert_close(value, expected[key], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("block_size", [7, 32, 64])
+def test_an_epoch_trains_on_every_token_once(block_size, train_file, run, tmp_path, monkeypatch):
+    seen = []
+
+    class Recorder(run_clm.CausalLMCollator):
+        def __call__(self, examples):
+            seen.extend(example["input_ids"].tolist() for example in examples)
+            return super().__call__(examples)
+
+    monkeypatch.setattr(run_clm, "CausalLMCollator", Recorder)
+    results = run(
+        tmp_path / "out", *SCRATCH, "--train_file", train_file, "--do_train", "--block_size", block_size,
+        "--num_train_epochs", 1, "--append_eos",
+    )  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    lines = train_file.read_text().splitlines(keepends=True)
+    ids = [token for line in lines for token in [*tokenizer(line)["input_ids"], tokenizer.eos_token_id]]
+    expected = [ids[start : start + block_size] for start in range(0, len(ids), block_size)]
+    assert sorted(seen) == sorted(expected)
+    assert results["train_tokens"] == len(ids)
+    assert results["train_samples"] == len(expected)
+
+
+def test_train_loss_is_the_mean_over_all_targets(checkpoint, train_file, run, tmp_path):
+    """With a learning rate of 0 the loss of an epoch is the loss of the checkpoint, however it is batched."""
+    folder = checkpoint("gpt2")
+    expected = reference(folder, train_file, 20)
+    for batch_size in (3, 8):
+        results = run(
+            tmp_path / f"out{batch_size}", "--model_name_or_path", folder, "--train_file", train_file, "--do_train",
+            "--block_size", 20, "--per_device_train_batch_size", batch_size, "--learning_rate", 0,
+            "--gradient_accumulation_steps", 2, "--num_train_epochs", 1, "--logging_steps", 1,
+        )  # fmt: skip
+        assert results["train_loss"] == pytest.approx(expected["eval_loss"], abs=1e-5)
+        state = json.loads((tmp_path / f"out{batch_size}" / "trainer_state.json").read_text())
+        losses = [log["loss"] for log in state["log_history"] if "loss" in log]
+        assert len(losses) >= 2
+        assert min(losses) < expected["eval_loss"] < max(losses)
+
+
+def test_loss_falls_and_files_are_complete(train_file, validation_file, run, tmp_path, capsys):
+    output_dir = tmp_path / "model.v1"
+    results = run(
+        output_dir, *SCRATCH, "--train_file", train_file, "--validation_file", validation_file, "--block_size", 32,
+        "--learning_rate", "1e-2", "--num_train_epochs", 10, "--per_device_train_batch_size", 2, "--eval_strategy",
+        "epoch", "--save_strategy", "epoch", "--report_to", "tensorboard", "--sample_tokens", 5, "--append_eos",
+        "--hub_token", "hf_secret", "--token", "hf_mine",
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    assert f"{results['perplexity']:.3f}" in printed
+    assert str(output_dir) in printed
+
+    state = json.loads((output_dir / "trainer_state.json").read_text())
+    eval_logs = [log for log in state["log_history"] if "eval_loss" in log]
+    assert len(eval_logs) >= 10
+    assert eval_logs[-1]["eval_loss"] < eval_logs[0]["eval_loss"] - 1
+    assert all(log["perplexity"] == math.exp(log["eval_loss"]) for log in eval_logs)
+    train_logs = [log for log in state["log_history"] if "loss" in log]
+    assert all({"learning_rate", "grad_norm", "tokens_per_second", "eta_seconds"} <= set(log) for log in train_logs)
+    assert 80 <= len(train_logs) <= 110
+
+    files = {path.name for path in output_dir.iterdir()}
+    assert files >= {
+        "model.safetensors", "config.json", "tokenizer.json", "trainer_state.json", "loss.png", "README.md",
+        "run_args.yaml", "train_results.json", "eval_results.json", "all_results.json", "runs",
+    }  # fmt: skip
+    assert not list(output_dir.rglob("training_args.bin"))
+    assert sum(name.startswith("checkpoint-") for name in files) == 2
+
+    train_results = json.loads((output_dir / "train_results.json").read_text())
+    eval_results = json.loads((output_dir / "eval_results.json").read_text())
+    assert set(train_results) == {
+        "train_loss", "train_samples", "train_tokens", "train_runtime", "train_tokens_per_second", "epoch",
+    }  # fmt: skip
+    assert set(eval_results) - {"epoch"} == {
+        "eval_loss", "perplexity", "bits_per_byte", "eval_accuracy", "eval_samples", "eval_tokens", "eval_bytes",
+        "eval_runtime", "eval_tokens_per_second",
+    }  # fmt: skip
+    assert results == train_results | eval_results
+    assert train_results["train_tokens_per_second"] == pytest.approx(
+        train_results["train_tokens"] / train_results["train_runtime"], rel=0.01
+    )
+
+    (events,) = (output_dir / "runs").glob("*")
+    accumulator = EventAccumulator(str(events)).Reload()
+    assert {"train/loss", "eval/loss", "train/grad_norm", "train/tokens_per_second"} <= set(
+        accumulator.Tags()["scalars"]
+    )
+
+    card = ModelCard.load(output_dir / "README.md")
+    metrics = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert metrics["perplexity"] == results["perplexity"]
+    assert card.data.pipeline_tag == "text-generation"
+    for path in output_dir.rglob("*"):
+        assert not path.is_file() or b"hf_secret" not in path.read_bytes()
+        assert not path.is_file() or b"hf_mine" not in path.read_bytes()
+    assert b"PNG" in (output_dir / "loss.png").read_bytes()[:8]
+
+    snippet = re.search(r"```python\n(.*?)```", card.content, re.DOTALL).group(1)
+    assert "The" in run_python("-c", snippet).stdout
+
+
+def test_a_fresh_process_gets_the_same_loss(train_file, validation_file, run, tmp_path):
+    output_dir = tmp_path / "out"
+    results = run(
+        output_dir, *SCRATCH, "--train_file", train_file, "--validation_file", validation_file, "--block_size", 32,
+        "--max_steps", 20, "--learning_rate", "1e-2",
+    )  # fmt: skip
+    code = f"""
+import sys
+sys.path.insert(0, "tests")
+from pathlib import Path
+from test_run_clm import reference
+print(reference("{output_dir}", Path("{validation_file}"), 32)["eval_loss"])
+"""
+    assert float(run_python("-c", code).stdout) == pytest.approx(results["eval_loss"], abs=1e-5)
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return dict(AutoModelForCausalLM.from_pretrained(folder).named_parameters())
+
+
+def test_run_args_repeat_the_run(train_file, run, common_args, tmp_path):
+    flags = [*SCRATCH, "--train_file", train_file, "--block_size", 32, "--max_steps", 5, "--learning_rate", "1e-2"]
+    first = run(tmp_path / "first", *flags, "--overwrite_output_dir")
+    expected = weights(tmp_path / "first")
+    saved = yaml.safe_load((tmp_path / "first" / "run_args.yaml").read_text())
+    assert saved["learning_rate"] == 0.01
+    assert saved["train_file"] == [str(train_file)]
+    run_clm.main([str(tmp_path / "first" / "run_args.yaml")])
+    second = json.loads((tmp_path / "first" / "all_results.json").read_text())
+    assert second["eval_loss"] == first["eval_loss"]
+    for key, value in weights(tmp_path / "first").items():
+        assert torch.equal(value, expected[key])
+
+
+def test_resumed_run_ends_as_the_uninterrupted_one(train_file, run, tmp_path, monkeypatch):
+    flags = [
+        *SCRATCH,
+        "--train_file",
+        train_file,
+        "--block_size",
+        16,
+        "--num_train_epochs",
+        2,
+        "--learning_rate",
+        "1e-2",
+    ]
+    flags += ["--save_strategy", "steps", "--save_steps", 5, "--logging_steps", 3, "--do_train", "--do_eval"]
+    whole = run(tmp_path / "whole", *flags)
+
+    class Killed(Exception):
+        pass
+
+    class Killer(run_clm.LMTrainer):
+        def _save_checkpoint(self, *args):
+            super()._save_checkpoint(*args)
+            if self.state.global_step == 10:
+                raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(run_clm, "LMTrainer", Killer)
+        run(tmp_path / "resumed", *flags)
+    resumed = run(tmp_path / "resumed", *flags)
+    expected = weights(tmp_path / "whole")
+    for key, value in weights(tmp_path / "resumed").items():
+        assert torch.equal(value, expected[key])
+    for key in ("train_tokens", "train_samples", "eval_loss"):
+        assert resumed[key] == whole[key]
+    assert resumed["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-9)
+
+    again = run(tmp_path / "resumed", *flags)  # nothing is left to train: the results stay
+    assert again["train_loss"] == resumed["train_loss"]
+    assert again["train_tokens"] == resumed["train_tokens"]
+    assert again["eval_loss"] == resumed["eval_loss"]
+
+
+def test_best_model_is_loaded_at_the_end(train_file, validation_file, run, tmp_path):
+    results = run(
+        tmp_path / "out", *SCRATCH, "--train_file", train_file, "--validation_file", validation_file,
+        "--block_size", 16, "--num_train_epochs", 4, "--learning_rate", "0.3", "--eval_strategy", "epoch",
+        "--save_strategy", "epoch", "--load_best_model_at_end", "--save_total_limit", 1,
+    )  # fmt: skip
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    losses = [log["eval_loss"] for log in state["log_history"] if "eval_loss" in log]
+    assert results["eval_loss"] == pytest.approx(min(losses), rel=1e-6)
+    assert state["best_metric"] == min(losses)
+
+
+def test_second_run_tokenizes_nothing(train_file, run, tmp_path, monkeypatch):
+    built = []
+    build = token_store._build
+    monkeypatch.setattr(token_store, "_build", lambda path, *args: (built.append(path), build(path, *args)))
+    flags = [*SCRATCH, "--train_file", train_file, "--max_steps", 1]
+    run(tmp_path / "a", *flags, "--block_size", 16)
+    assert len(built) == 2
+    run(tmp_path / "b", *flags, "--block_size", 16)
+    run(tmp_path / "c", *flags, "--block_size", 20)
+    assert len(built) == 2
+    run(tmp_path / "d", *flags, "--block_size", 16, "--append_eos")
+    assert len(built) == 4
+    run(tmp_path / "e", *flags, "--block_size", 16, "--document_by", "blank_line", "--do_train")
+    assert len(built) == 5
+    run(tmp_path / "f", *flags, "--block_size", 16, "--vocab_size", 290)
+    assert len(built) == 7
+    with train_file.open("a") as file:
+        file.write("one more line\n")
+    run(tmp_path / "g", *flags, "--block_size", 16)
+    assert len(built) == 9
+    run(tmp_path / "h", *flags, "--block_size", 16, "--overwrite_cache")
+    assert len(built) == 11
+
+
+def test_preprocess_only(train_file, validation_file, common_args, capsys, monkeypatch, tmp_path):
+    """Counts and exits, without a model and without an output folder."""
+    monkeypatch.setattr(run_clm, "load_model", lambda *args: pytest.fail("a model was loaded"))
+    data = ["--train_file", str(train_file), "--validation_file", str(validation_file)]
+    layout = ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2", "--block_size", "16"]
+    run_clm.main([*SCRATCH, *common_args, *data, *layout, "--preprocess_only"])
+    printed = capsys.readouterr().out
+    found = re.search(r"train: ([\d,]+) documents, ([\d,]+) tokens, ([\d,]+) bytes, ([\d,]+) blocks of 16", printed)
+    documents, tokens, num_bytes, blocks = (int(group.replace(",", "")) for group in found.groups())
+    assert documents == 60
+    assert num_bytes == train_file.stat().st_size
+    assert blocks == math.ceil(tokens / 16)
+    assert f"steps per epoch: {math.ceil(math.ceil(blocks / 4) / 2)}" in printed
+    assert "validation: 30 documents" in printed
+
+
+def test_embeddings_grow_with_the_tokenizer(checkpoint, train_file, run, tmp_path):
+    folder = checkpoint("gpt2")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<new1>", "<new2>"])
+    tokenizer.save_pretrained(tmp_path / "larger")
+    before = weights(folder)["transformer.wte.weight"]
+    run(
+        tmp_path / "out", "--model_name_or_path", folder, "--tokenizer_name", tmp_path / "larger", "--train_file",
+        train_file, "--block_size", 16, "--max_steps", 1, "--learning_rate", 0,
+    )  # fmt: skip
+    after = weights(tmp_path / "out")["transformer.wte.weight"]
+    assert len(after) == len(tokenizer) == len(before) + 2
+    assert torch.equal(after[:-2], before)
+
+
+def test_from_scratch_vocabulary_and_special_tokens_follow_the_tokenizer(train_file, run, tmp_path):
+    run(
+        tmp_path / "out", "--model_type", "llama", "--train_tokenizer", "unigram", "--vocab_size", 120, "--train_file",
+        train_file, "--config_overrides", "hidden_size=16,intermediate_size=16,num_hidden_layers=1,"
+        "num_attention_heads=2,num_key_value_heads=2,eos_token_id=7", "--block_size", 16, "--max_steps", 1,
+    )  # fmt: skip
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert config["vocab_size"] == len(tokenizer)
+    assert config["bos_token_id"] == tokenizer.bos_token_id
+    assert config["eos_token_id"] == 7
+
+
+METRIC = """
+import datasets
+import evaluate
+
+class MyMetric(evaluate.Metric):
+    def _info(self):
+        features = datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")})
+        return evaluate.MetricInfo(description="", citation="", features=features)
+
+    def _compute(self, predictions, references):
+        hits = sum(prediction == reference for prediction, reference in zip(predictions, references))
+        return {"hits": hits, "count": len(references), "sum": sum(references)}
+"""
+
+
+def test_a_local_metric_sees_the_targets(checkpoint, validation_file, run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_EVALUATE_OFFLINE", "1")
+    (tmp_path / "my_metric").mkdir()
+    (tmp_path / "my_metric" / "my_metric.py").write_text(METRIC)
+    folder = checkpoint("gpt2")
+    results = run(
+        tmp_path / "out", "--model_name_or_path", folder, "--validation_file", validation_file, "--do_eval",
+        "--block_size", 16, "--per_device_eval_batch_size", 7, "--metric", tmp_path / "my_metric",
+    )  # fmt: skip
+    expected = reference(folder, validation_file, 16)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = [token for line in validation_file.read_text().splitlines(True) for token in tokenizer(line)["input_ids"]]
+    assert results["eval_my_metric_count"] == expected["eval_tokens"]
+    assert results["eval_my_metric_hits"] == round(expected["eval_accuracy"] * expected["eval_tokens"])
+    assert results["eval_my_metric_sum"] == sum(token for i, token in enumerate(ids) if i % 16)
+
+
+def test_two_processes_are_one(checkpoint, train_file, validation_file, run, common_args, tmp_path):
+    """2 processes x 4 blocks = 1 process x 8: the same weights after training, and the same evaluation."""
+    folder = checkpoint("gpt2")
+    flags = ["--model_name_or_path", folder, "--train_file", train_file, "--validation_file", validation_file]
+    flags += ["--block_size", 16, "--max_steps", 4, "--learning_rate", "1e-2", "--optim", "sgd", "--max_grad_norm", 0]
+    flags += ["--per_device_eval_batch_size", 7, "--logging_steps", 1, "--use_cpu", "--do_train", "--do_eval"]
+    one = run(tmp_path / "one", *flags, "--per_device_train_batch_size", 8)
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--standalone"]
+    result = run_python(
+        *launcher, ROOT / "run_clm.py", "--output_dir", tmp_path / "two", *common_args, *flags,
+        "--per_device_train_batch_size", 4, OMP_NUM_THREADS="1",
+    )  # fmt: skip
+    two = json.loads((tmp_path / "two" / "all_results.json").read_text())
+    assert two["eval_loss"] == pytest.approx(one["eval_loss"], rel=1e-6)
+    for key in ("eval_tokens", "eval_samples", "eval_bytes", "train_tokens"):
+        assert two[key] == one[key]
+    assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-6)
+    expected = weights(tmp_path / "one")
+    for key, value in weights(tmp_path / "two").items():
+        torch.testing.assert_close(value, expected[key], rtol=0, atol=1e-6)
+    assert result.stdout.count("perplexity") == 1  # one process prints
+
+
+def test_auto_bf16_trains_and_evaluates_in_float32(checkpoint, train_file, run, tmp_path):
+    """Mixed precision is for training; the reported loss is that of the saved weights."""
+    if not torch.cpu._is_avx512_bf16_supported():
+        pytest.skip("this CPU does not compute bfloat16")
+    results = run(
+        tmp_path / "out", "--model_name_or_path", checkpoint("gpt2"), "--train_file", train_file, "--validation_file",
+        train_file, "--block_size", 16, "--max_steps", 3, "--bf16", "true",
+    )  # fmt: skip
+    expected = reference(tmp_path / "out", train_file, 16)
+    assert results["eval_loss"] == pytest.approx(expected["eval_loss"], abs=1e-5)
+
+
+def test_gradient_checkpointing_changes_nothing(checkpoint, train_file, run, tmp_path):
+    flags = ["--model_name_or_path", checkpoint("llama"), "--train_file", train_file, "--block_size", 16]
+    flags += ["--max_steps", 3, "--learning_rate", "1e-2"]
+    plain = run(tmp_path / "plain", *flags)
+    saving = run(tmp_path / "saving", *flags, "--gradient_checkpointing")
+    assert saving["train_loss"] == pytest.approx(plain["train_loss"], rel=1e-6)
+
+
+def test_dataloader_workers_change_nothing(checkpoint, train_file, run, tmp_path):
+    flags = ["--model_name_or_path", checkpoint("gpt2"), "--train_file", train_file, "--block_size", 16]
+    flags += ["--max_steps", 3, "--learning_rate", "1e-2"]
+    plain = run(tmp_path / "plain", *flags)
+    workers = run(tmp_path / "workers", *flags, "--dataloader_num_workers", 2)
+    assert workers["train_loss"] == plain["train_loss"]
+    assert workers["eval_loss"] == plain["eval_loss"]
+
+
+def test_float16_weights_are_evaluated_but_not_trained(checkpoint, validation_file, run, refused, tmp_path):
+    flags = ["--model_name_or_path", checkpoint("gpt2"), "--validation_file", validation_file, "--block_size", 16]
+    assert "--fp16" in refused(*flags, "--train_file", validation_file, "--dtype", "float16")
+    single = run(tmp_path / "single", *flags, "--do_eval")
+    half = run(tmp_path / "half", *flags, "--do_eval", "--dtype", "bfloat16")
+    assert half["eval_loss"] == pytest.approx(single["eval_loss"], rel=0.01)
+    assert half["eval_loss"] != single["eval_loss"]
+
+
+def test_evaluation_alone_changes_no_file(checkpoint, validation_file, run, tmp_path):
+    """Into the checkpoint's own folder: only the results are added."""
+    folder = checkpoint("gpt2")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    run(folder, "--model_name_or_path", folder, "--validation_file", validation_file, "--do_eval", "--block_size", 16)
+    after = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert {name: after[name] for name in before} == before
+    assert set(after) - set(before) == {"eval_results.json", "all_results.json"}
+
+
+def test_sampling_prompt_is_the_corpus(train_file, run, tmp_path, capsys):
+    run(
+        tmp_path / "out", *SCRATCH, "--train_file", train_file, "--block_size", 16, "--max_steps", 1, "--do_train",
+        "--sample_tokens", 3,
+    )  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    prompt = tokenizer.decode(tokenizer(train_file.read_text())["input_ids"][:8])
+    assert np.char.startswith(capsys.readouterr().out.strip(), prompt.strip()[:10])

@@ -1,0 +1,420 @@
+"""run_mlm.py from its flags to its files: exact numbers, and masks that depend on seed, epoch and example alone."""
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, make_lines, make_masked_model, run_python
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM, AutoTokenizer, BertModel
+
+import run_mlm
+from utils.collators import MaskedLMCollator
+from utils.tokenization import train_tokenizer
+
+
+BERT = [
+    "--model_type", "bert", "--train_tokenizer", "wordpiece", "--vocab_size", 100,
+    "--config_overrides", "num_hidden_layers=1,hidden_size=16,intermediate_size=32,num_attention_heads=2",
+]  # fmt: skip
+
+
+@pytest.fixture
+def run(run):
+    """The common fixture, for this script."""
+    return lambda output_dir, *flags: run(output_dir, *flags, script=run_mlm)
+
+
+def framed_examples(tokenizer, text_file, length: int, line_by_line: bool) -> list[list[int]]:
+    """What the model must read, made by hand from the file."""
+    content = length - 2
+    lines = text_file.read_text().splitlines(keepends=not line_by_line)
+    documents = [tokenizer(line, add_special_tokens=False)["input_ids"] for line in lines]
+    if line_by_line:
+        pieces = [ids[:content] for ids in documents if ids]
+    else:
+        ids = sum(documents, [])
+        pieces = [ids[start : start + content] for start in range(0, len(ids), content)]
+    return [[tokenizer.cls_token_id, *piece, tokenizer.sep_token_id] for piece in pieces]
+
+
+def reference(folder, text_file, length: int, line_by_line: bool = False, **masks) -> dict:
+    """What evaluation must report, counted by hand: one example at a time, in float64, through plain transformers."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForMaskedLM.from_pretrained(folder).eval()
+    collator = MaskedLMCollator(tokenizer, **({"seed": 42} | masks))
+    nll, targets, correct = 0.0, 0, 0
+    examples = framed_examples(tokenizer, text_file, length, line_by_line)
+    for index, ids in enumerate(examples):
+        batch = collator([{"input_ids": np.array(ids), "index": index, "epoch": 0}])
+        with torch.no_grad():
+            logits = model(input_ids=batch["input_ids"]).logits[0].double()
+        for position, label in enumerate(batch["labels"][0].tolist()):
+            if label != -100:
+                nll -= logits[position].log_softmax(-1)[label].item()
+                correct += int(logits[position].argmax() == label)
+                targets += 1
+    return {
+        "eval_loss": nll / targets,
+        "eval_accuracy": correct / targets,
+        "eval_masked_tokens": targets,
+        "eval_samples": len(examples),
+    }
+
+
+def assert_as_reference(results: dict, expected: dict) -> None:
+    assert results["eval_loss"] == pytest.approx(expected["eval_loss"], abs=1e-5)
+    assert results["perplexity"] == pytest.approx(math.exp(results["eval_loss"]), rel=1e-12)
+    for key in ("eval_accuracy", "eval_masked_tokens", "eval_samples"):
+        assert results[key] == expected[key]
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "xlm-roberta", "modernbert"])
+@pytest.mark.parametrize("line_by_line", [False, True])
+def test_evaluation_is_exact_at_any_batch_size(
+    model_type, line_by_line, masked_checkpoint, validation_file, run, tmp_path
+):
+    """With ragged lines, padding and a short last block; and the same again to the last digit."""
+    folder = masked_checkpoint(model_type)
+    expected = reference(folder, validation_file, 18, line_by_line)
+    assert expected["eval_masked_tokens"] > 50
+    flags = ["--model_name_or_path", folder, "--validation_file", validation_file, "--do_eval", "--max_seq_length", 18]
+    flags += ["--line_by_line"] if line_by_line else []
+    for batch_size in (1, 7, 32):
+        both = [
+            run(tmp_path / f"out{i}", *flags, "--per_device_eval_batch_size", batch_size) for i in (batch_size, 99)
+        ]
+        assert_as_reference(both[0], expected)
+        assert both[0]["eval_loss"] == both[1]["eval_loss"]
+
+
+def test_padding_to_the_full_length_changes_nothing(masked_checkpoint, validation_file, run, tmp_path, monkeypatch):
+    shapes = set()
+    collate = MaskedLMCollator.__call__
+
+    def record(self, examples):
+        batch = collate(self, examples)
+        shapes.add(batch["input_ids"].shape[1])
+        return batch
+
+    monkeypatch.setattr(MaskedLMCollator, "__call__", record)
+    folder = masked_checkpoint("roberta")
+    results = run(
+        tmp_path / "out", "--model_name_or_path", folder, "--validation_file", validation_file, "--do_eval",
+        "--max_seq_length", 40, "--line_by_line", "--pad_to_max_length",
+    )  # fmt: skip
+    assert shapes == {40}
+    assert_as_reference(results, reference(folder, validation_file, 40, line_by_line=True))
+
+
+def test_masks_follow_the_flags(masked_checkpoint, validation_file, run, tmp_path):
+    folder = masked_checkpoint("bert")
+    results = run(
+        tmp_path / "out", "--model_name_or_path", folder, "--validation_file", validation_file, "--do_eval",
+        "--max_seq_length", 20, "--mlm_probability", 0.4, "--mask_replace_prob", 0.3, "--random_replace_prob", 0.6,
+        "--seed", 5,
+    )  # fmt: skip
+    masks = {"mlm_probability": 0.4, "mask_replace_prob": 0.3, "random_replace_prob": 0.6, "seed": 5}
+    assert_as_reference(results, reference(folder, validation_file, 20, **masks))
+
+
+def test_workers_and_whole_words_change_no_evaluation(masked_checkpoint, validation_file, run, tmp_path):
+    flags = ["--model_name_or_path", masked_checkpoint("bert"), "--validation_file", validation_file, "--do_eval"]
+    flags += ["--max_seq_length", 20, "--whole_word_mask"]
+    plain = run(tmp_path / "plain", *flags)
+    workers = run(tmp_path / "workers", *flags, "--dataloader_num_workers", 2)
+    for key in ("eval_loss", "eval_accuracy", "eval_masked_tokens"):
+        assert workers[key] == plain[key]
+
+
+def record_examples(monkeypatch) -> list[tuple]:
+    """(epoch, index, tokens before masking, labels) of each example that is collated from now on."""
+    seen = []
+    collate = MaskedLMCollator.__call__
+
+    def record(self, examples):
+        batch = collate(self, examples)
+        for example, labels in zip(examples, batch["labels"].tolist(), strict=True):
+            seen.append((example["epoch"], example["index"], example["input_ids"].tolist(), labels))
+        return batch
+
+    monkeypatch.setattr(MaskedLMCollator, "__call__", record)
+    return seen
+
+
+@pytest.mark.parametrize("line_by_line", [False, True])
+def test_an_epoch_trains_on_every_token_once_with_new_masks(line_by_line, train_file, run, tmp_path, monkeypatch):
+    seen = record_examples(monkeypatch)
+    results = run(
+        tmp_path / "out", *BERT, "--train_file", train_file, "--do_train", "--max_seq_length", 100,
+        "--num_train_epochs", 3, *(["--line_by_line"] if line_by_line else []),
+    )  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    expected = framed_examples(tokenizer, train_file, 100, line_by_line)
+    labels_of_epochs = []
+    for epoch in range(3):
+        examples = sorted(example[1:] for example in seen if example[0] == epoch)
+        assert [index for index, *_ in examples] == list(range(len(expected)))
+        assert [ids for _, ids, _ in examples] == expected
+        labels_of_epochs.append([labels for *_, labels in examples])
+    assert labels_of_epochs[0] != labels_of_epochs[1] != labels_of_epochs[2] != labels_of_epochs[0]
+    assert results["train_tokens"] == 3 * sum(map(len, expected))
+    assert results["train_samples"] == len(expected)
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_training_masks_are_the_same_with_workers(persistent, masked_checkpoint, train_file, run, tmp_path):
+    """Also with workers that live on into the next epoch."""
+    flags = ["--model_name_or_path", masked_checkpoint("roberta"), "--train_file", train_file, "--do_train"]
+    flags += ["--max_seq_length", 32, "--num_train_epochs", 3, "--learning_rate", "1e-2"]
+    plain = run(tmp_path / "plain", *flags)
+    workers = ["--dataloader_num_workers", 2, "--dataloader_persistent_workers", str(persistent).lower()]
+    assert run(tmp_path / "workers", *flags, *workers)["train_loss"] == plain["train_loss"]
+
+
+def test_resumed_run_ends_as_the_uninterrupted_one(train_file, run, tmp_path, monkeypatch):
+    """Stopped in the middle of the second epoch."""
+    flags = [*BERT, "--train_file", train_file, "--max_seq_length", 32, "--num_train_epochs", 3, "--do_train"]
+    flags += ["--learning_rate", "1e-2", "--save_strategy", "steps", "--save_steps", 1]
+    flags += ["--per_device_train_batch_size", 4, "--max_train_samples", 20]
+    whole = run(tmp_path / "whole", *flags)
+
+    class Killed(Exception):
+        pass
+
+    class Killer(run_mlm.LMTrainer):
+        def _save_checkpoint(self, *args):
+            super()._save_checkpoint(*args)
+            if self.state.global_step == 7:
+                raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(run_mlm, "LMTrainer", Killer)
+        run(tmp_path / "resumed", *flags)
+    seen = record_examples(monkeypatch)
+    resumed = run(tmp_path / "resumed", *flags)
+    assert [epoch for epoch, *_ in seen] == [1] * 12 + [2] * 20
+    assert resumed["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-9)
+    expected = load_file(tmp_path / "whole" / "model.safetensors")
+    for key, value in load_file(tmp_path / "resumed" / "model.safetensors").items():
+        assert torch.equal(value, expected[key])
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_two_processes_are_one(grouped, masked_checkpoint, train_file, validation_file, run, common_args, tmp_path):
+    """2 processes x 4 = 1 process x 8 over three epochs: the same masks, weights and evaluation."""
+    folder = masked_checkpoint("bert")
+    flags = ["--model_name_or_path", folder, "--train_file", train_file, "--validation_file", validation_file]
+    flags += ["--max_seq_length", 32, "--max_train_samples", 16, "--num_train_epochs", 3, "--learning_rate", "1e-2"]
+    flags += ["--optim", "sgd", "--max_grad_norm", 0, "--per_device_eval_batch_size", 7, "--use_cpu"]
+    flags += ["--line_by_line", "--group_by_length"] if grouped else []
+    one = run(tmp_path / "one", *flags, "--per_device_train_batch_size", 8)
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--standalone"]
+    layout = ["--per_device_train_batch_size", 4]
+    run_python(
+        *launcher, ROOT / "run_mlm.py", "--output_dir", tmp_path / "two", *common_args, *flags, *layout,
+        OMP_NUM_THREADS="1",
+    )  # fmt: skip
+    two = json.loads((tmp_path / "two" / "all_results.json").read_text())
+    for key in ("eval_masked_tokens", "eval_samples", "eval_accuracy", "train_tokens"):
+        assert two[key] == one[key]
+    assert two["eval_loss"] == pytest.approx(one["eval_loss"], rel=1e-6)
+    assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-6)
+    expected = load_file(tmp_path / "one" / "model.safetensors")
+    for key, value in load_file(tmp_path / "two" / "model.safetensors").items():
+        torch.testing.assert_close(value, expected[key], rtol=0, atol=1e-6)
+
+
+ROBERTA = [
+    "--model_type", "roberta", "--train_tokenizer", "bpe", "--vocab_size", 300, "--config_overrides",
+    "num_hidden_layers=1,hidden_size=32,intermediate_size=32,num_attention_heads=2,hidden_dropout_prob=0,"
+    "attention_probs_dropout_prob=0",
+]  # fmt: skip
+
+
+def test_loss_falls_and_files_are_complete(train_file, validation_file, run, tmp_path, capsys):
+    output_dir = tmp_path / "model.v1"
+    results = run(
+        output_dir, *ROBERTA, "--train_file", train_file, "--validation_file", validation_file,
+        "--max_seq_length", 64, "--num_train_epochs", 40, "--learning_rate", "1e-2", "--per_device_train_batch_size",
+        4, "--eval_strategy", "epoch", "--whole_word_mask", "--mlm_probability", 0.2,
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    assert f"{results['perplexity']:.3f}" in printed
+    state = json.loads((output_dir / "trainer_state.json").read_text())
+    losses = [log["eval_loss"] for log in state["log_history"] if "eval_loss" in log]
+    assert losses[-1] < losses[0] - 0.3
+    assert losses[-1] < math.log(300) - 1.5
+    assert results["eval_accuracy"] > 0.05
+    eval_results = json.loads((output_dir / "eval_results.json").read_text())
+    assert set(eval_results) - {"epoch"} == {
+        "eval_loss", "perplexity", "eval_accuracy", "eval_samples", "eval_masked_tokens", "eval_runtime",
+        "eval_tokens_per_second",
+    }  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(output_dir)
+    num_tokens = sum(map(len, framed_examples(tokenizer, validation_file, 64, line_by_line=False)))
+    rate = results["eval_tokens_per_second"]  # of tokens read, not of masked ones; the runtime is rounded
+    assert rate * results["eval_runtime"] == pytest.approx(num_tokens, rel=0.5)
+
+    card = ModelCard.load(output_dir / "README.md")
+    assert card.data.pipeline_tag == "fill-mask"
+    assert {result.metric_type: result.metric_value for result in card.data.eval_results}["perplexity"] == results[
+        "perplexity"
+    ]
+    assert "| mlm_probability | 0.2 |" in card.content
+    assert "| whole_word_mask | True |" in card.content
+    snippet = re.search(r"```python\n(.*?)```", card.content, re.DOTALL).group(1)
+    assert "<mask>" in snippet
+    assert len(run_python("-c", snippet).stdout.splitlines()) >= 5
+
+
+def test_roberta_from_scratch_has_room_for_the_whole_block(validation_file, run, tmp_path):
+    """Its positions start after the padding token, and 512 tokens fit into the default configuration."""
+    path = tmp_path / "long.txt"
+    path.write_text("\n".join(make_lines(400)))
+    results = run(
+        tmp_path / "out", *ROBERTA, "--train_file", path, "--max_seq_length", 512, "--max_steps", 1, "--do_train"
+    )
+    assert results["train_tokens"] > 512
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["max_position_embeddings"] == 514
+    assert (config["pad_token_id"], config["bos_token_id"], config["eos_token_id"]) == (1, 0, 2)
+
+
+@pytest.mark.parametrize("model_type", ["distilbert", "albert", "electra", "deberta-v2", "modernbert"])
+def test_other_architectures_train_from_scratch(model_type, train_file, run, tmp_path):
+    """And their card's snippet works, with a tokenizer that gives the model only what it takes."""
+    names = {"distilbert": "n_layers=1,dim=16,hidden_dim=32,n_heads=2"}
+    sizes = names.get(model_type, "num_hidden_layers=1,hidden_size=16,intermediate_size=32,num_attention_heads=2")
+    kind = "unigram" if model_type in ("albert", "deberta-v2") else "wordpiece"
+    results = run(
+        tmp_path / "out", "--model_type", model_type, "--train_tokenizer", kind, "--vocab_size", 100,
+        "--config_overrides", sizes, "--train_file", train_file, "--max_seq_length", 32, "--max_steps", 3,
+    )  # fmt: skip
+    assert math.isfinite(results["eval_loss"])
+    folder = tmp_path / "out"
+    expected = AutoModelForMaskedLM.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    inputs = tokenizer(f"the {tokenizer.mask_token} sat", return_tensors="pt")
+    assert expected(**inputs).logits.shape[-1] == len(tokenizer)
+
+
+def test_a_new_head_is_announced(train_file, validation_file, framed_tokenizer, run, tmp_path, caplog):
+    """A BertModel has no head; a BertForMaskedLM has, and nothing is said."""
+    caplog.set_level("INFO", "utils")
+    folder = tmp_path / "encoder"
+    model = make_masked_model("bert", len(framed_tokenizer))
+    framed_tokenizer.save_pretrained(folder)
+    flags = ["--model_name_or_path", folder, "--validation_file", validation_file, "--do_eval", "--max_seq_length", 32]
+    for saved, is_announced in ((BertModel(model.config), True), (model, False)):
+        saved.save_pretrained(folder)
+        caplog.clear()
+        run(tmp_path / "out", *flags)
+        lines = [record.message for record in caplog.records if "start untrained" in record.message]
+        assert len(lines) == is_announced
+    saved = BertModel(model.config)
+    saved.save_pretrained(folder)
+    caplog.clear()
+    run(tmp_path / "out", *flags)
+    assert "no weights for cls of BertForMaskedLM" in caplog.text
+
+
+def test_packed_and_line_by_line_share_the_tokens(run, train_file, validation_file, masked_checkpoint, tmp_path):
+    """Where the corpus is the same: --keep_linebreaks false given to both."""
+    flags = ["--model_name_or_path", masked_checkpoint("bert"), "--validation_file", validation_file, "--do_eval"]
+    flags += ["--max_seq_length", 16, "--keep_linebreaks", "false"]
+    run(tmp_path / "packed", *flags)
+    run(tmp_path / "lines", *flags, "--line_by_line")
+    assert len(list((tmp_path / "cache" / "language_modeling").glob("*/tokens.bin"))) == 1
+
+
+def test_line_ends_are_not_predicted_line_by_line(run, validation_file, masked_checkpoint, tmp_path, monkeypatch):
+    """Unless --keep_linebreaks true asks for them; blocks always hold them."""
+    flags = ["--model_name_or_path", masked_checkpoint("bert"), "--validation_file", validation_file, "--do_eval"]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "bert-checkpoint")
+    (new_line,) = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    counts = {}
+    for name, extra in {
+        "lines": ["--line_by_line"],
+        "asked": ["--line_by_line", "--keep_linebreaks"],
+        "packed": [],
+    }.items():
+        with monkeypatch.context() as patch:
+            seen = record_examples(patch)
+            run(tmp_path / name, *flags, "--max_seq_length", 64, *extra)
+        counts[name] = sum(ids.count(new_line) for _, _, ids, _ in seen)
+    assert counts == {"lines": 0, "asked": 30, "packed": 30}
+
+
+def test_preprocess_only(train_file, common_args, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(run_mlm, "load_model", lambda *args: pytest.fail("a model was loaded"))
+    flags = [*map(str, BERT), *common_args, "--train_file", str(train_file), "--preprocess_only"]
+    run_mlm.main([*flags, "--line_by_line", "--max_seq_length", "16", "--do_train"])
+    assert "train: 60 documents" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("--mlm_probability 0", ["--mlm_probability 0"]),
+        ("--mlm_probability 1", ["--mlm_probability 1"]),
+        ("--mlm_probability nan", ["--mlm_probability nan"]),
+        ("--mask_replace_prob 1.1", ["--mask_replace_prob 1.1"]),
+        ("--random_replace_prob -0.1", ["--random_replace_prob -0.1"]),
+        (
+            "--mask_replace_prob 0.8 --random_replace_prob 0.3",
+            ["--mask_replace_prob 0.8", "--random_replace_prob 0.3"],
+        ),
+        ("--pad_to_max_length", ["--pad_to_max_length", "--line_by_line"]),
+        ("--group_by_length", ["--group_by_length", "--line_by_line"]),
+        ("--max_seq_length 513", ["513", "512 positions", "max_position_embeddings=513"]),
+        ("--max_seq_length 2", ["--max_seq_length 2", "2 special tokens", "3 or more"]),
+        ("--model_type gpt2", ["--model_type gpt2", "no model of type gpt2"]),
+        ("--model_type llama", ["--model_type llama"]),
+        ("--model_type roberta --max_seq_length 513", ["512 positions", "max_position_embeddings=515"]),
+        ("--mlm_probabilty 0.2", ["--mlm_probability"]),
+    ],
+)
+def test_bad_flags_are_refused(flags, named, refused, train_file, monkeypatch):
+    monkeypatch.setattr(run_mlm, "load_model", lambda *args: pytest.fail("a model was loaded"))
+    line = refused(*BERT, "--train_file", train_file, *flags.split(), script=run_mlm)
+    assert line.startswith("run_mlm.py: error: ")
+    for part in named:
+        assert part in line
+
+
+def test_a_tokenizer_without_mask_token_is_refused(checkpoint, train_file, refused, tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "causal")
+    line = refused(
+        "--model_type", "bert", "--tokenizer_name", tmp_path / "causal", "--train_file", train_file, script=run_mlm
+    )
+    assert "no mask token" in line
+    assert "no model of type gpt2" in refused(
+        "--model_name_or_path", checkpoint("gpt2"), "--train_file", train_file, script=run_mlm
+    )
+
+
+def test_a_sequence_longer_than_the_checkpoint_is_refused(masked_checkpoint, train_file, refused):
+    """RoBERTa's 64 positions are 62 for tokens, BERT's are 64."""
+    for model_type, limit in (("roberta", 62), ("bert", 64)):
+        flags = ["--model_name_or_path", masked_checkpoint(model_type), "--train_file", train_file]
+        line = refused(*flags, "--max_seq_length", limit + 1, script=run_mlm)
+        assert f"{limit} positions" in line
+        assert "config_overrides" not in line
+
+
+def test_whole_words_need_a_fast_tokenizer(train_file, refused, tmp_path):
+    """BERT's Python tokenizer does not say where words begin."""
+    train_tokenizer("wordpiece", [make_lines(50)], 90).save_pretrained(tmp_path / "wordpiece")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "wordpiece")
+    (tmp_path / "slow").mkdir()
+    vocab = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    (tmp_path / "slow" / "vocab.txt").write_text("\n".join(token for token, _ in vocab))
+    (tmp_path / "slow" / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    flags = ["--model_type", "bert", "--tokenizer_name", tmp_path / "slow", "--use_fast_tokenizer", "false"]
+    line = refused(*flags, "--train_file", train_file, "--whole_word_mask", script=run_mlm)
+    assert "--whole_word_mask" in line and "fast" in line

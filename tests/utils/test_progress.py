@@ -1,0 +1,42 @@
+"""What long steps and trainings show."""
+
+import logging
+
+import pytest
+
+from utils import progress as progress_module
+from utils.progress import clock, progress
+from utils.training_log import evaluation_line, training_line
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00:00"), (59.6, "0:01:00"), (3723, "1:02:03"), (-5, "0:00:00")])
+def test_clock(seconds, text):
+    assert clock(seconds) == text
+
+
+def test_lines_in_a_file(caplog, monkeypatch):
+    """With the share that is done and the time left, and none from a process that must be quiet."""
+    times = iter(range(0, 1000, 10))
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: float(next(times)))
+    with caplog.at_level(logging.INFO):
+        progress(iter([100] * 4), 400, "tokenizing train", "documents")
+        progress(iter([100] * 4), 400, "nothing", "documents", shown=False)
+    assert [record.getMessage() for record in caplog.records] == [
+        "tokenizing train: 200 of 400 documents, 10 a second, ETA 0:00:20",
+        "tokenizing train: 400 of 400 documents, 10 a second, ETA 0:00:00",
+    ]
+
+
+def test_all_steps_are_taken_on_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    taken = []
+    progress((taken.append(i) or 1 for i in range(5)), 5, "evaluating", "blocks")
+    assert taken == list(range(5))
+    assert "evaluating: 100%" in capsys.readouterr().err
+
+
+def test_log_lines():
+    logs = {"loss": 3.14159, "learning_rate": 5e-5, "grad_norm": 1.0, "tokens_per_second": 12345.6, "eta_seconds": 61}
+    assert training_line(logs) == "loss 3.1416 | lr 5e-05 | grad norm 1 | 12,346 tokens/s | ETA 0:01:01"
+    logs = {"eval_loss": 1.0, "perplexity": 2.718, "eval_accuracy": 0.5, "eval_tokens_per_second": 10.0}
+    assert evaluation_line(logs) == "eval loss 1.0000 | perplexity 2.718 | accuracy 0.5000 | 10 tokens/s"

@@ -1,0 +1,187 @@
+"""The token store: what the tokenizer gives, all of it, once, and never for something else."""
+
+import itertools
+import json
+import multiprocessing
+import os
+import pickle
+
+import numpy as np
+import pytest
+from conftest import make_lines
+from datasets import Dataset
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer
+
+from utils import token_store
+from utils.arguments import DataArguments
+from utils.command_line import UsageError
+from utils.token_store import TokenStore, tokenize_documents
+from utils.tokenization import train_tokenizer
+
+
+def document_text(row: dict) -> str | None:
+    return row["text"]
+
+
+def build(documents, tokenizer, tmp_path, function=document_text, **options) -> TokenStore:
+    if not isinstance(documents, Dataset):
+        documents = Dataset.from_dict({"text": documents})
+    data_options = {"preprocessing_num_workers": options.pop("num_workers", 2)}
+    data_args = DataArguments(train_file=["-"], overwrite_cache=options.pop("overwrite_cache", False), **data_options)
+    options = {"cache_dir": str(tmp_path), "description": "train", "with_token_bytes": True} | options
+    return tokenize_documents(documents, tokenizer, function, data_args, **options)
+
+
+def documents_of(store: TokenStore) -> list[list[int]]:
+    return [store.tokens[start:end].tolist() for start, end in itertools.pairwise(store.offsets)]
+
+
+@pytest.fixture
+def builds(monkeypatch):
+    """Counts how often a corpus is really tokenized."""
+    calls = []
+    build_store = token_store._build
+    monkeypatch.setattr(token_store, "_build", lambda *args: (calls.append(1), build_store(*args)))
+    return calls
+
+
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece", "unigram"])
+@pytest.mark.parametrize("use_fast", [True, False])
+def test_ids_are_those_of_the_tokenizer(kind, use_fast, tmp_path, monkeypatch):
+    """Whatever the size of a task, the number of threads, or a truncation and padding left in the tokenizer."""
+    tokenizer = train_tokenizer(kind, [make_lines(100)], 300)
+    lines = [*make_lines(300), "", "\n", "a\r\nb", "日本", "x" * 500]
+    expected = [tokenizer(line)["input_ids"] for line in lines]
+    if use_fast:
+        tokenizer.backend_tokenizer.enable_truncation(5)
+        tokenizer.backend_tokenizer.enable_padding(length=9)
+    else:
+        monkeypatch.setattr(type(tokenizer), "is_fast", False)
+    monkeypatch.setattr(token_store, "CHARACTERS_PER_TASK", 300)
+    store = build(lines, tokenizer, tmp_path, num_workers=3)
+    assert documents_of(store) == expected
+    assert store.tokens.dtype == np.uint16
+    assert store.num_bytes == sum(len(line.encode()) for line in lines)
+    assert store.num_documents == len(lines)
+    if use_fast:
+        assert store.token_bytes.sum() == store.num_bytes
+    else:
+        assert store.token_bytes is None
+
+
+def test_large_vocabularies_take_four_bytes(tokenizer, tmp_path):
+    larger = AutoTokenizer.from_pretrained(save(tokenizer, tmp_path))
+    larger.add_tokens([f"<extra{i}>" for i in range(2**16)])
+    store = build(["the <extra65535> cat"], larger, tmp_path)
+    assert store.tokens.dtype == np.uint32
+    assert store.tokens.max() >= 2**16
+
+
+def save(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    return tmp_path / "tokenizer"
+
+
+def test_token_bytes_of_documents_without_tokens_count_for_the_next_token(tmp_path):
+    tokenizer = train_tokenizer("wordpiece", [["ab cd"] * 3], 50)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
+    store = build(["  ", "ab", " \n ", "cd", "\n\n"], tokenizer, tmp_path)
+    assert [len(document) for document in documents_of(store)] == [0, 1, 0, 1, 0]
+    assert store.token_bytes.tolist() == [2 + 2, 3 + 2 + 2]
+
+
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
+def test_append_eos_ends_each_document_once(kind, tmp_path):
+    """Where the tokenizer adds its own ([SEP]) or the text ends with it, it is not doubled; nothing ends nothing."""
+    tokenizer = train_tokenizer(kind, [make_lines(100)], 300)
+    eos = tokenizer.eos_token_id
+    lines = ["the cat", "", "sat on" + tokenizer.eos_token, "a mat", ""]
+    documents = documents_of(build(lines, tokenizer, tmp_path, append_eos=True))
+    assert [document.count(eos) for document in documents] == [1, 0, 1 if kind == "bpe" else 2, 1, 0]
+    assert all(
+        document[-1] == eos and document[:-1][-1] != eos for document in documents if document and kind == "bpe"
+    )
+    plain = documents_of(build(lines, tokenizer, tmp_path))
+    assert [len(a) for a, b in zip(plain, documents, strict=True) if b] == [
+        len(b) - (kind == "bpe" and eos not in a) for a, b in zip(plain, documents, strict=True) if b
+    ]
+
+
+def test_append_eos_without_eos_is_refused(tokenizer, tmp_path):
+    folder = save(tokenizer, tmp_path)
+    plain = AutoTokenizer.from_pretrained(folder, eos_token=None)
+    with pytest.raises(UsageError, match="--append_eos"):
+        build(["the cat"], plain, tmp_path, append_eos=True)
+
+
+def test_rows_may_be_left_out(tokenizer, tmp_path):
+    lines = make_lines(10)
+    store = build(lines, tokenizer, tmp_path, lambda row: row["text"] if row["text"] in lines[::2] else None)
+    assert documents_of(store) == [tokenizer(line)["input_ids"] for line in lines[::2]]
+
+
+def test_second_run_tokenizes_nothing_and_every_change_rebuilds(tokenizer, tmp_path, builds, monkeypatch):
+    lines = make_lines(20)
+    first = build(lines, tokenizer, tmp_path)
+    assert build(lines, tokenizer, tmp_path, num_workers=1).path == first.path
+    assert len(builds) == 1
+
+    build([*lines[:-1], lines[-1] + "!"], tokenizer, tmp_path)
+    assert len(builds) == 2
+    build(lines, tokenizer, tmp_path, append_eos=True)
+    assert len(builds) == 3
+    build(lines, tokenizer, tmp_path, with_token_bytes=False)
+    assert len(builds) == 4
+    build(lines, train_tokenizer("bpe", [lines], 290), tmp_path)
+    assert len(builds) == 5
+    changed = AutoTokenizer.from_pretrained(save(tokenizer, tmp_path))
+    changed.add_tokens(["cat sat"])
+    build(lines, changed, tmp_path)
+    assert len(builds) == 6
+    with monkeypatch.context() as patch:
+        patch.setattr(token_store, "FORMAT_VERSION", 999)
+        build(lines, tokenizer, tmp_path)
+    assert len(builds) == 7
+    build(lines, tokenizer, tmp_path, overwrite_cache=True)
+    assert len(builds) == 8
+    assert build(lines, tokenizer, tmp_path).path == first.path
+    assert len(builds) == 8
+
+
+def test_half_a_store_is_never_read(tokenizer, tmp_path, builds):
+    """What a killed job left behind is built anew."""
+    lines = make_lines(20)
+    store = build(lines, tokenizer, tmp_path)
+    expected = store.tokens.tolist()
+    store.path.rename(store.path.with_name(f"{store.path.name}.unfinished"))
+    assert build(lines, tokenizer, tmp_path).tokens.tolist() == expected
+    assert len(builds) == 2
+
+
+def test_no_tokens_at_all_is_refused(tokenizer, tmp_path):
+    with pytest.raises(UsageError, match="empty"):
+        build(["", ""], tokenizer, tmp_path)
+
+
+def test_store_travels_to_another_process_as_a_path(tokenizer, tmp_path):
+    store = build(make_lines(500), tokenizer, tmp_path)
+    packed = pickle.dumps(store)
+    assert len(packed) < 1000
+    np.testing.assert_array_equal(pickle.loads(packed).tokens, store.tokens)
+
+
+def _build_in_process(arguments):
+    lines, folder, cache = arguments
+    os.environ |= {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
+    store = build(lines, AutoTokenizer.from_pretrained(folder), cache, overwrite_cache=True)
+    return json.loads((store.path / "meta.json").read_text())["job"], (store.path / "meta.json").stat().st_mtime_ns
+
+
+def test_processes_of_one_job_build_once(tokenizer, tmp_path):
+    """Also with --overwrite_cache, which each of them was given."""
+    folder = save(tokenizer, tmp_path)
+    arguments = [(make_lines(200), folder, tmp_path)] * 2
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        (job, built), (other_job, other_built) = pool.map(_build_in_process, arguments, chunksize=1)
+    assert (job, built) == (other_job, other_built)

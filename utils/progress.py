@@ -1,0 +1,35 @@
+"""Progress of long steps: a bar on a terminal, plain lines where the output goes to a file."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterable
+
+from tqdm import tqdm
+
+
+logger = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LINES = 15.0
+
+
+def progress(steps: Iterable[int], total: int, description: str, unit: str, shown: bool = True) -> None:
+    """Go through `steps`, each the number of `unit`s just done, and show how far of `total` that is if `shown`."""
+    with tqdm(total=total, desc=description, unit=f" {unit}", disable=not (shown and sys.stderr.isatty())) as bar:
+        start = last_line = time.monotonic()
+        finished = 0
+        for done in steps:
+            bar.update(done)
+            finished += done
+            now = time.monotonic()
+            if shown and bar.disable and now - last_line > SECONDS_BETWEEN_LINES:
+                last_line = now
+                rate = finished / (now - start)
+                done_of_all = f"{finished:,} of {total:,} {unit}, {rate:,.0f} a second"
+                logger.info("%s: %s, ETA %s", description, done_of_all, clock((total - finished) / rate))
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    minutes, seconds = divmod(round(max(seconds, 0)), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"

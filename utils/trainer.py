@@ -1,0 +1,350 @@
+"""LMTrainer: transformers' Trainer with exact sums for its loss, its evaluation and its throughput."""
+
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+
+import torch
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader, Dataset
+from transformers import Trainer
+from transformers.trainer_callback import (
+    ExportableState,
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+)
+
+from utils.arguments import LMTrainingArguments
+from utils.blocks import LengthGroups
+from utils.command_line import UsageError
+from utils.modeling import sums_loss
+from utils.output_dir import clear_output_dir, our_checkpoints, write_run_args
+from utils.progress import progress
+from utils.training_log import LogLines, ProgressBar
+
+
+logger = logging.getLogger(__name__)
+
+# Flags of TrainingArguments that are about logits kept in evaluation, or about what is counted here anyway.
+WITHOUT_EFFECT = (
+    "batch_eval_metrics", "eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object",
+    "include_for_metrics", "include_inputs_for_metrics", "include_num_input_tokens_seen",
+    "include_tokens_per_second", "jit_mode_eval", "label_names", "prediction_loss_only", "remove_unused_columns",
+    "use_legacy_prediction_loop", "do_predict", "past_index",
+)  # fmt: skip
+SUMS = ("loss", "num_correct", "num_targets", "num_tokens")
+
+
+class TrainingTotals(TrainerCallback, ExportableState):
+    """Exact sums over the whole training, over all processes and over the sessions of a resumed run.
+
+    Saved in each checkpoint's trainer_state.json.
+    """
+
+    def __init__(self, nll: float = 0.0, targets: int = 0, tokens: int = 0, seconds: float = 0.0):
+        self.nll = nll  # nats, summed over the targets
+        self.targets = targets
+        self.tokens = tokens  # read by the model, padding not counted
+        self.seconds = seconds  # spent training; evaluation and saving not counted
+
+    def state(self) -> dict:
+        return {"args": vars(self).copy(), "attributes": {}}
+
+
+class EpochSetter(TrainerCallback):
+    """Tells the training set which epoch begins.
+
+    accelerate does so too, but where several processes train it tells the sampler instead.
+    """
+
+    def on_epoch_begin(self, args, state, control, train_dataloader, **kwargs):
+        if hasattr(train_dataloader.dataset, "set_epoch"):
+            train_dataloader.dataset.set_epoch(train_dataloader.iteration)
+
+
+class LMTrainer(Trainer):
+    """A Trainer whose numbers are exact.
+
+    - The loss of an update is the sum over all its targets, of all processes and accumulation steps, divided by their
+      number. So are the logged losses and `train_loss`, which are not means of means.
+    - `evaluate` counts every example once, keeps no logits and sums in float64: the result does not depend on the
+      batch size or the number of processes. It computes in the precision of the weights, not in mixed precision
+      (`--bf16_full_eval` and `--fp16_full_eval` do that).
+    - Throughput is in tokens, padding not counted.
+    - What it saves is safetensors and text; instead of the pickle training_args.bin, run_args.yaml.
+
+    Args:
+        model: prepared by `use_summed_loss`.
+        args: LMTrainingArguments.
+        eval_dataset: a map-style data set. If it has `target_bytes`, bits per byte are reported.
+        metric: a metric of `evaluate` over predictions and references at the targets.
+        target_name: what the results call the number of targets, after `eval_`. If it is not "tokens", the targets are
+            not all tokens, and `eval_tokens_per_second` is about the tokens that the model read.
+        kwargs: as for transformers' Trainer.
+    """
+
+    def __init__(self, model, args: LMTrainingArguments, metric=None, target_name: str = "tokens", **kwargs):
+        if not sums_loss(model):
+            raise ValueError("LMTrainer divides summed losses: call use_summed_loss(model, ...) first")
+        if args.do_train and model.dtype == torch.float16:
+            raise UsageError("--dtype float16 cannot hold the updates of a training: use --fp16, or --dtype bfloat16")
+        super().__init__(model=model, args=args, **kwargs)
+        for flag in WITHOUT_EFFECT:
+            if flag in args.run_args:
+                logger.warning("--%s has no effect in this suite", flag)
+        self.metric = metric
+        self.target_name = target_name
+        self.model_accepts_loss_kwargs = True  # the loss is divided by the number of items, not by accumulation steps
+        self.totals = TrainingTotals()
+        self.add_callback(self.totals)
+        self.add_callback(EpochSetter)
+        # nll, targets and tokens of this process that are not yet in the totals
+        dtype = torch.float32 if args.device.type == "mps" else torch.float64
+        self._tally = torch.zeros(3, dtype=dtype, device=args.device)
+        self._clock: float | None = None  # since when training goes on uncounted; None while it does not
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        self.add_callback(LogLines if args.disable_tqdm or not sys.stderr.isatty() else ProgressBar)
+
+    # Training
+
+    def train(self, *args, **kwargs):
+        """As Trainer.train; with `--overwrite_output_dir`, what an earlier run left in the folder is removed first."""
+        self.accelerator.wait_for_everyone()  # until every process has looked at the folder
+        if self.is_world_process_zero():
+            if self.args.overwrite_output_dir:
+                clear_output_dir(self.args.output_dir)
+            write_run_args(self.args.output_dir, self.args.run_args)
+        self.accelerator.wait_for_everyone()
+        return super().train(*args, **kwargs)
+
+    def _inner_training_loop(self, *args, **kwargs):
+        vars(self.totals).update(vars(TrainingTotals()))  # also when auto_find_batch_size starts again
+        self._tally.zero_()
+        self._clock = None
+        self._at_last_log = TrainingTotals()
+        return super()._inner_training_loop(*args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None):
+        """With `--group_by_length`, from the lengths that the data set knows, without reading it."""
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.group_by_length and hasattr(dataset, "lengths"):
+            batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+            return LengthGroups(dataset.lengths, batch_size, self.args.seed)
+        return super()._get_train_sampler(train_dataset)
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
+        """The batches of an update, and the number of their targets over all processes, an int64 scalar."""
+        if self._clock is None:
+            self._clock = time.monotonic()
+        batches, num_targets = super().get_batch_samples(epoch_iterator, num_batches, device)
+        for batch in batches:
+            self._tally[1] += batch["labels"].ne(-100).sum()
+            self._tally[2] += _num_tokens(batch)
+        return batches, num_targets
+
+    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+        """The summed loss of this micro-batch over the number of targets of the whole update.
+
+        Times the number of processes, over which gradients are averaged: what is left is the gradient of the mean.
+        """
+        outputs = model(**inputs)
+        self._tally[0] += outputs["loss"].detach()
+        loss = outputs["loss"] * (self.accelerator.num_processes / num_items_in_batch.clamp(min=1))
+        return (loss, outputs) if return_outputs else loss
+
+    def _update_totals(self) -> None:
+        """Add what all processes counted since the last call. All processes call this together."""
+        nll, targets, tokens = self.accelerator.reduce(self._tally, "sum").tolist()
+        self._tally = torch.zeros_like(self._tally)
+        self.totals.nll += nll
+        self.totals.targets += round(targets)
+        self.totals.tokens += round(tokens)
+        if self._clock is not None:
+            now = time.monotonic()
+            self.totals.seconds += now - self._clock
+            self._clock = now
+
+    def _pause_clock(self) -> None:
+        """Stop counting the time as training time, until the next batch."""
+        if self._clock is not None:
+            self.totals.seconds += time.monotonic() - self._clock
+            self._clock = None
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Put the exact figures in the place of Trainer's means of means, then log."""
+        if "loss" in logs:
+            self._update_totals()
+            since = self._at_last_log
+            targets = self.totals.targets - since.targets
+            seconds = self.totals.seconds - since.seconds
+            steps_left = self.state.max_steps - self.state.global_step
+            logs["loss"] = (self.totals.nll - since.nll) / max(targets, 1)
+            logs["tokens_per_second"] = round((self.totals.tokens - since.tokens) / seconds, 1)
+            logs["eta_seconds"] = round(self.totals.seconds / self.state.global_step * steps_left, 1)
+            self._at_last_log = TrainingTotals(**vars(self.totals))
+        elif "train_runtime" in logs:  # the summary that train() returns
+            self._update_totals()
+            epoch = self.state.epoch
+            logs.clear()
+            logs["train_loss"] = self.totals.nll / max(self.totals.targets, 1)
+            logs["train_samples"] = len(self.train_dataset)
+            logs["train_tokens"] = self.totals.tokens
+            logs["train_runtime"] = round(self.totals.seconds, 3)
+            logs["train_tokens_per_second"] = round(self.totals.tokens / max(self.totals.seconds, 1e-9), 1)
+            logs["epoch"] = epoch
+        super().log(logs)
+
+    # Evaluation
+
+    @torch.no_grad()
+    def evaluate(self, eval_dataset: Dataset | None = None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict:
+        """Evaluate exactly.
+
+        Returns:
+            `eval_loss`: nats per target, sum over count in float64; `perplexity`, its exponential; `bits_per_byte` and
+            `eval_bytes`, if the data set has `target_bytes`; `eval_accuracy`, the share of targets that the model
+            ranks first; `eval_samples`; `eval_tokens`, or `eval_` and `target_name`, the number of targets;
+            `eval_runtime` in seconds; `eval_tokens_per_second`; and what `metric` computes.
+        """
+        self._pause_clock()
+        eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        start = time.monotonic()
+        sums = self._sum_over(eval_dataset, metric_key_prefix)
+        runtime = time.monotonic() - start
+        loss = sums["loss"] / max(sums["num_targets"], 1)
+        metrics = {f"{metric_key_prefix}_loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
+        target_bytes = getattr(eval_dataset, "target_bytes", None)
+        if target_bytes:
+            metrics["bits_per_byte"] = sums["loss"] / math.log(2) / target_bytes
+            metrics[f"{metric_key_prefix}_bytes"] = target_bytes
+        metrics[f"{metric_key_prefix}_accuracy"] = sums["num_correct"] / max(sums["num_targets"], 1)
+        metrics |= sums["metric"]
+        metrics[f"{metric_key_prefix}_samples"] = len(eval_dataset)
+        metrics[f"{metric_key_prefix}_{self.target_name}"] = sums["num_targets"]
+        metrics[f"{metric_key_prefix}_runtime"] = round(runtime, 3)
+        num_tokens = sums["num_targets"] if self.target_name == "tokens" else sums["num_tokens"]
+        metrics[f"{metric_key_prefix}_tokens_per_second"] = round(num_tokens / runtime, 1)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _sum_over(self, eval_dataset: Dataset, metric_key_prefix: str) -> dict:
+        """Each process scores its share of the batches, then the sums are added up.
+
+        Batch b is scored by process b mod (number of processes). A process that has no batch left in the last round
+        takes part with the first one, since a sharded model needs all processes in its forward, but does not count it.
+        """
+        size, world_size = self.args.eval_batch_size, self.args.world_size
+        starts = range(0, len(eval_dataset), size)
+        rounds = math.ceil(len(starts) / world_size)
+        mine = [i * world_size + self.args.process_index for i in range(rounds)]
+        counts = [batch < len(starts) for batch in mine]
+        batches = [
+            range(start, min(start + size, len(eval_dataset)))
+            for start in (starts[batch] if is_counted else 0 for batch, is_counted in zip(mine, counts, strict=True))
+        ]
+        dataloader = DataLoader(
+            eval_dataset,
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
+        )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            model = self.model_wrapped if self.accelerator._models else self.accelerator.prepare(self.model)
+        else:
+            model = self.model.to(self.args.device)
+        autocast_dtype = {
+            (True, False): torch.float16,
+            (False, True): torch.bfloat16,
+        }.get((self.args.fp16_full_eval, self.args.bf16_full_eval))
+        sums = self._tally.new_zeros(len(SUMS))
+
+        def score_batches() -> Iterator[int]:
+            for batch, is_counted in zip(dataloader, counts, strict=True):
+                batch = self._prepare_inputs(batch)
+                scores = model(**batch, autocast_dtype=autocast_dtype, return_predictions=self.metric is not None)
+                scores["num_tokens"] = torch.as_tensor(_num_tokens(batch), device=self.args.device)
+                sums.add_(torch.stack([scores[name].to(sums.dtype) for name in SUMS]) * is_counted)
+                if self.metric is not None:
+                    self._add_to_metric(scores["predictions"], scores["references"], is_counted)
+                yield len(batch["input_ids"])
+
+        was_training = model.training
+        model.eval()
+        progress(score_batches(), sum(map(len, batches)), "evaluating", "blocks", self.is_world_process_zero())
+        model.train(was_training)
+        loss, *counts = self.accelerator.reduce(sums, "sum").tolist()
+        sums = {"loss": loss, **dict(zip(SUMS[1:], map(round, counts), strict=True)), "metric": {}}
+        if self.metric is not None:
+            computed = self.metric.compute()
+            sums["metric"] = {
+                f"{metric_key_prefix}_{self.metric.name}_{key}": value for key, value in computed.items()
+            }
+        return sums
+
+    def _add_to_metric(self, predictions: torch.Tensor, references: torch.Tensor, is_counted: bool) -> None:
+        pair = (predictions.tolist(), references.tolist()) if is_counted else ([], [])
+        for some_predictions, some_references in gather_object([pair]):
+            if some_references:
+                self.metric.add_batch(predictions=some_predictions, references=some_references)
+
+    # Checkpoints
+
+    def _save_checkpoint(self, model, trial) -> None:
+        self._update_totals()
+        self._pause_clock()
+        super()._save_checkpoint(model, trial)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        output_dir = output_dir or self.args.output_dir
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        model.save_pretrained(output_dir, state_dict=state_dict)
+        self.processing_class.save_pretrained(output_dir)
+        write_run_args(output_dir, self.args.run_args)
+
+    def _align_special_tokens(self) -> None:
+        """Trainer would give the model the tokenizer's special ids, also where --config_overrides says otherwise."""
+
+    def _load_callback_state(self) -> None:
+        """Called when the state of a checkpoint has been read: take up its totals."""
+        # A checkpoint of transformers' own Trainer has none: then they count from there.
+        saved = self.state.stateful_callbacks.setdefault(TrainingTotals.__name__, TrainingTotals().state())
+        vars(self.totals).update(saved["args"])
+        self._at_last_log = TrainingTotals(**saved["args"])
+        super()._load_callback_state()
+
+    def _sorted_checkpoints(self, output_dir=None, checkpoint_prefix="checkpoint", use_mtime=False) -> list[str]:
+        """What `save_total_limit` may delete, first the oldest: only what we wrote, and the best one last but one."""
+        checkpoints = [str(path) for path in our_checkpoints(output_dir)]
+        best = self.state.best_model_checkpoint
+        if best in checkpoints[:-1]:
+            checkpoints.remove(best)
+            checkpoints.insert(len(checkpoints) - 1, best)
+        return checkpoints
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """The card is written by `write_model_card`; Trainer's own would replace it when pushing to the hub."""
+
+
+def _num_tokens(batch: dict[str, torch.Tensor]) -> int | torch.Tensor:
+    """Tokens that the model reads, padding not counted."""
+    mask = batch.get("attention_mask")
+    return batch["input_ids"].numel() if mask is None else mask.sum()
+
+
+def load_metric(name: str | None):
+    """Load a metric of the `evaluate` library by its name on the hub or the path of a folder; None for None."""
+    if name is None:
+        return None
+    import evaluate  # here, since it takes seconds and few runs need it
+
+    try:
+        return evaluate.load(name, experiment_id=str(os.getpid()))  # each process keeps its own
+    except Exception as error:  # of many types: the name, the network, or the metric's own imports may be wrong
+        raise UsageError(f"--metric {name}: cannot be loaded: {error}") from error
