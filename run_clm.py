@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import (
 from utils.arguments import DataArguments, LMTrainingArguments, ModelArguments
 from utils.blocks import PackedBlocks, require_one_block
 from utils.collators import CausalLMCollator
-from utils.command_line import UsageError, exit_on_usage_error, parse_arguments
+from utils.command_line import UsageError, entry_point, parse_arguments
 from utils.corpus import load_corpus
 from utils.model_config import default_block_size, load_config
 from utils.modeling import load_model, use_maskless_attention, use_summed_loss
@@ -75,7 +75,7 @@ def sample_text(model, tokenizer, num_tokens: int, prompt_ids: np.ndarray) -> st
     return tokenizer.decode(output[0], skip_special_tokens=True)
 
 
-@exit_on_usage_error
+@entry_point
 def main(args: list[str] | None = None) -> None:
     # Arguments: whatever can be found wrong without reading the text is found wrong here
     model_args, data_args, clm_args, training_args = parse_arguments(

@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from utils.arguments import DataArguments, LMTrainingArguments, ModelArguments
 from utils.blocks import FramedBlocks, LineBlocks, require_one_block
 from utils.collators import MaskedLMCollator
-from utils.command_line import UsageError, exit_on_usage_error, parse_arguments
+from utils.command_line import UsageError, entry_point, parse_arguments
 from utils.corpus import load_corpus
 from utils.model_config import default_block_size, load_config
 from utils.modeling import load_model, use_summed_loss
@@ -89,7 +89,7 @@ def document_text(row: dict) -> str | None:
     return row["text"]
 
 
-@exit_on_usage_error
+@entry_point
 def main(args: list[str] | None = None) -> None:
     # Arguments: whatever can be found wrong without reading the text is found wrong here
     model_args, data_args, mlm_args, training_args = parse_arguments(

@@ -1,9 +1,11 @@
 """How a script is called: flags, or one .json/.yaml file and flags over it; a user's mistake ends in one line."""
 
 import argparse
+import atexit
 import dataclasses
 import difflib
 import functools
+import gc
 import inspect
 import json
 import logging
@@ -12,6 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 import transformers
 import yaml
 from transformers import HfArgumentParser
@@ -22,8 +25,8 @@ class UsageError(ValueError):
     """A mistake that the user can mend. The message is one line that names the flag or file and the way out."""
 
 
-def exit_on_usage_error(main: Callable) -> Callable:
-    """Make `main(args)` end with one line on stderr and exit code 2, without a traceback, on a `UsageError`.
+def entry_point(main: Callable) -> Callable:
+    """Make `main(args)` a script's way in: a `UsageError` ends in one line and exit code 2, without a traceback.
 
     Under torchrun every process finds the same mistake; only the first of each machine prints it.
     """
@@ -31,14 +34,28 @@ def exit_on_usage_error(main: Callable) -> Callable:
     @functools.wraps(main)
     def run(args: list[str] | None = None):
         try:
-            return main(args)
+            result = main(args)
         except UsageError as error:
             if int(os.environ.get("LOCAL_RANK", 0)) == 0:
                 message = " ".join(str(error).split())
                 print(f"{Path(inspect.getfile(main)).name}: error: {message}", file=sys.stderr)
             raise SystemExit(2) from error
+        atexit.register(_end_process_group)  # not after an error: other processes may be stuck, this one is to leave
+        return result
 
     return run
+
+
+def _end_process_group() -> None:
+    """Leave the process group, if there is one, and wait until its threads have ended.
+
+    A thread of gloo that still holds a tensor while the interpreter shuts down aborts the process, after a run in
+    which all went well (pytorch issue 190489). The threads end with the last reference to the group, and the models
+    that refer to it are in cycles.
+    """
+    if torch.distributed.is_initialized():
+        gc.collect()
+        torch.distributed.destroy_process_group()
 
 
 def parse_arguments(*dataclass_types: type, args: list[str] | None = None) -> tuple:

@@ -2,15 +2,17 @@
 
 import json
 import os
+import sys
 
 import pytest
 import torch
 import yaml
+from conftest import ROOT, run_python
 
 from run_clm import CausalLMArguments
 from utils import arguments
 from utils.arguments import DataArguments, LMTrainingArguments, ModelArguments
-from utils.command_line import UsageError, exit_on_usage_error, parse_arguments
+from utils.command_line import UsageError, entry_point, parse_arguments
 
 
 NEEDED = {"model_type": "gpt2", "train_tokenizer": "bpe", "train_file": ["a.txt", "b.txt"], "output_dir": "out"}
@@ -298,7 +300,7 @@ def test_flag_without_its_value(flag):
 
 
 def test_message_is_one_line_and_the_exit_code_2(capsys):
-    @exit_on_usage_error
+    @entry_point
     def main(args):
         raise UsageError("one\n  two\t three")
 
@@ -309,7 +311,7 @@ def test_message_is_one_line_and_the_exit_code_2(capsys):
 
 
 def test_only_the_first_process_of_a_machine_prints_the_message(capsys, monkeypatch):
-    @exit_on_usage_error
+    @entry_point
     def main(args):
         raise UsageError("once")
 
@@ -321,7 +323,7 @@ def test_only_the_first_process_of_a_machine_prints_the_message(capsys, monkeypa
 
 
 def test_other_errors_keep_their_traceback():
-    @exit_on_usage_error
+    @entry_point
     def main(args):
         raise ValueError("a defect")
 
@@ -407,3 +409,51 @@ def test_a_run_leaves_no_precision_to_the_next_one(machine):
     assert parse_needed()["bf16"] is True
     assert parse_needed("--bf16", "false")["bf16"] is False
     assert os.environ["ACCELERATE_MIXED_PRECISION"] == "no"
+
+
+END_OF_A_JOB = """
+import atexit
+import sys
+from pathlib import Path
+
+import torch
+import torch._dynamo  # as the scripts do: imported later, it would hold the process group
+
+from utils.command_line import entry_point
+
+
+@entry_point
+def main(args):
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo")
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(8, 8))
+    model.itself = model
+    for _ in range(3):
+        model(torch.ones(4, 8)).sum().backward()
+    torch.distributed.all_reduce(torch.zeros(4))
+
+
+def gloo_threads():
+    return [path for path in Path("/proc/self/task").glob("*/comm") if "gloo" in path.read_text()]
+
+
+def write_the_threads_left():
+    Path(sys.argv[1], f"{rank}.txt").write_text(str(len(gloo_threads())))
+
+
+atexit.register(write_the_threads_left)  # runs after what main registers
+main()
+main()
+rank = torch.distributed.get_rank()
+assert gloo_threads()
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads are counted in /proc")
+def test_a_job_ends_its_process_group(tmp_path):
+    """All processes exit with 0, and no thread that communicates outlives the group."""
+    script = tmp_path / "job.py"
+    script.write_text(END_OF_A_JOB)
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--standalone"]
+    run_python(*launcher, script, tmp_path, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == ["0", "0"]
