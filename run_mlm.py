@@ -13,7 +13,7 @@ from transformers import AutoModelForMaskedLM, set_seed
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from utils.arguments import DataArguments, LMTrainingArguments, ModelArguments
-from utils.blocks import FramedBlocks, LineBlocks, require_one_block
+from utils.blocks import FramedBlocks, LineBlocks, LineByLineArguments, require_one_block
 from utils.collators import MaskedLMCollator
 from utils.command_line import UsageError, entry_point, parse_arguments
 from utils.corpus import load_corpus
@@ -27,7 +27,7 @@ from utils.trainer import LMTrainer, load_metric
 
 
 @dataclass
-class MaskedLMArguments:
+class MaskedLMArguments(LineByLineArguments):
     """The flags of this script alone."""
 
     mlm_probability: float = field(
@@ -45,21 +45,9 @@ class MaskedLMArguments:
         default=False,
         metadata={"help": "Mask all tokens of a word or none. What a word is, the tokenizer says."},
     )
-    line_by_line: bool = field(
-        default=False,
-        metadata={
-            "help": "One example for each document (each line of a .txt file, without its line end unless "
-            "--keep_linebreaks true), cut at --max_seq_length, instead of blocks full of text."
-        },
-    )
-    pad_to_max_length: bool = field(
-        default=False,
-        metadata={
-            "help": "With --line_by_line: pad each batch to --max_seq_length, as TPUs want it, and not to its longest."
-        },
-    )
 
     def __post_init__(self):
+        super().__post_init__()
         if not 0 < self.mlm_probability < 1:
             raise UsageError(f"--mlm_probability {self.mlm_probability}: give a number between 0 and 1")
         for name in ("mask_replace_prob", "random_replace_prob"):
@@ -70,8 +58,6 @@ class MaskedLMArguments:
                 f"--mask_replace_prob {self.mask_replace_prob} and --random_replace_prob {self.random_replace_prob} "
                 "are shares of the masked tokens and add up to more than 1: give less"
             )
-        if self.pad_to_max_length and not self.line_by_line:
-            raise UsageError("--pad_to_max_length goes with --line_by_line: packed blocks are full; leave it out")
 
 
 # Wav2Vec2 hears and Perceiver sees, though transformers lists them.
@@ -95,10 +81,7 @@ def main(args: list[str] | None = None) -> None:
     model_args, data_args, mlm_args, training_args = parse_arguments(
         ModelArguments, DataArguments, MaskedLMArguments, LMTrainingArguments, args=args
     )
-    if training_args.group_by_length and not mlm_args.line_by_line:
-        raise UsageError("--group_by_length goes with --line_by_line: packed blocks have one length; leave it out")
-    if mlm_args.line_by_line and "keep_linebreaks" not in training_args.run_args:
-        data_args.keep_linebreaks = False
+    mlm_args.fit(data_args, training_args)
     checkpoint = None if data_args.preprocess_only else find_checkpoint(training_args)
     config = load_config(model_args, AutoModelForMaskedLM, MODEL_TYPES, data_args.block_size)
     metric = load_metric(training_args.metric)

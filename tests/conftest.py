@@ -24,6 +24,8 @@ from transformers import (  # noqa: E402
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    XLNetConfig,
+    XLNetLMHeadModel,
 )
 
 import run_clm  # noqa: E402
@@ -120,6 +122,14 @@ def make_masked_model(model_type: str, vocab_size: int, **overrides):
     sizes = MASKED_SIZES_BY_TYPE.get(model_type, MASKED_SIZES)
     config = AutoConfig.for_model(model_type, **sizes, vocab_size=vocab_size, **overrides)
     return AutoModelForMaskedLM.from_config(config)
+
+
+def make_xlnet(vocab_size: int, **overrides):
+    """A random XLNet of two layers, 16 wide, without dropout."""
+    torch.manual_seed(0)
+    config = {"n_layer": 2, "d_model": 16, "n_head": 2, "d_inner": 32, "vocab_size": vocab_size, "dropout": 0.0}
+    config |= {"initializer_range": 0.3, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+    return XLNetLMHeadModel(XLNetConfig(**(config | overrides)))
 
 
 @pytest.fixture(scope="session")

@@ -9,12 +9,17 @@ from conftest import ROOT
 
 import run_clm
 import run_mlm
+import run_plm
 from utils.arguments import DataArguments, LMTrainingArguments, ModelArguments
 from utils.command_line import parse_arguments
 
 
 README = (ROOT / "README.md").read_text()
-OWN_ARGUMENTS = {"run_clm.py": run_clm.CausalLMArguments, "run_mlm.py": run_mlm.MaskedLMArguments}
+OWN_ARGUMENTS = {
+    "run_clm.py": run_clm.CausalLMArguments,
+    "run_mlm.py": run_mlm.MaskedLMArguments,
+    "run_plm.py": run_plm.PermutationLMArguments,
+}
 
 
 def commands() -> list[str]:

@@ -177,8 +177,8 @@ class DataArguments:
         default=None,
         metadata={
             "aliases": ["--max_seq_length"],
-            "help": "Tokens in one training example. Default: the tokenizer's limit, the model's positions or 1024, "
-            "whichever is least.",
+            "help": "Tokens in one training example. Default: the tokenizer's limit, the model's positions or 1024 "
+            "(512 in run_plm.py), whichever is least.",
         },
     )
     max_train_samples: int | None = field(

@@ -2,12 +2,14 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from utils.arguments import DataArguments, LMTrainingArguments
 from utils.command_line import UsageError
 from utils.token_store import TokenStore
 
@@ -163,6 +165,36 @@ class LineBlocks(FramedBlocks):
             raise IndexError(index)
         start, end = self.store.offsets[self._documents[index] :][:2].tolist()
         return slice(start, min(end, start + self.content_size))
+
+
+@dataclass
+class LineByLineArguments:
+    """The flags of the scripts that make LineBlocks on request."""
+
+    line_by_line: bool = field(
+        default=False,
+        metadata={
+            "help": "One example for each document (each line of a .txt file, without its line end unless "
+            "--keep_linebreaks true), cut at --max_seq_length, instead of blocks full of text."
+        },
+    )
+    pad_to_max_length: bool = field(
+        default=False,
+        metadata={
+            "help": "With --line_by_line: pad each batch to --max_seq_length, as TPUs want it, and not to its longest."
+        },
+    )
+
+    def __post_init__(self):
+        if self.pad_to_max_length and not self.line_by_line:
+            raise UsageError("--pad_to_max_length goes with --line_by_line: packed blocks are full; leave it out")
+
+    def fit(self, data_args: DataArguments, training_args: LMTrainingArguments) -> None:
+        """Refuse what packed blocks have no use for; line by line, leave line ends out unless they were asked for."""
+        if training_args.group_by_length and not self.line_by_line:
+            raise UsageError("--group_by_length goes with --line_by_line: packed blocks have one length; leave it out")
+        if self.line_by_line and "keep_linebreaks" not in training_args.run_args:
+            data_args.keep_linebreaks = False
 
 
 class LengthGroups(Sampler):

@@ -112,17 +112,132 @@ class MaskedLMCollator:
 
         length = self.pad_to_length or int(lengths.max())
         is_token = np.arange(length) < lengths[:, None]
-        padded = {"input_ids": (tokens, self._pad_token_id), "labels": (labels, -100)}
-        batch = {}
-        for name, (values, padding) in padded.items():
-            rows = np.full(is_token.shape, padding, dtype=np.int64)
-            rows[is_token] = values
-            batch[name] = torch.from_numpy(rows)
+        batch = {
+            "input_ids": torch.from_numpy(_padded(tokens, is_token, self._pad_token_id)),
+            "labels": torch.from_numpy(_padded(labels, is_token, -100)),
+        }
         if self.pad_to_length or lengths.min() < length:
             batch["attention_mask"] = torch.from_numpy(is_token.astype(np.int64))
         return batch
 
     def _draws(self, example: dict[str, np.ndarray | int]) -> np.ndarray:
-        """float64 in [0, 1), of shape (3, length). The counter's last word keeps the examples' streams apart."""
-        bits = np.random.Philox(key=[self.seed, example["epoch"]], counter=[0, 0, 0, example["index"]])
-        return np.random.Generator(bits).random((3, len(example["input_ids"])))
+        """float64 in [0, 1), of shape (3, length)."""
+        return _generator(self.seed, example).random((3, len(example["input_ids"])))
+
+
+@dataclass
+class PermutationLMCollator:
+    """Examples -> a batch in which some tokens are the targets, to be predicted one after the other in a random order.
+
+    Which tokens (XLNet, Yang et al. 2019, section 3.1): from the first token on, spans of 1 to `max_span_length`
+    tokens, all lengths equally likely, each at a random place of a context of length / `plm_probability` tokens, the
+    contexts one after the other. (Where that is no whole number, the sum of all contexts so far is rounded down.) What
+    of the last span lies beyond the end is cut off, and special tokens are left out.
+
+    In which order (sections 2.2 and 2.3): uniformly random. A token sees all that are no targets and, if it is one,
+    the targets before it in the order: as they are, for nothing is replaced by the mask token. No target is seen by
+    itself, by a target before it, or by what is no target; so nothing that is seen has seen more than it may show. An
+    example in which nothing is left to see for its first target does not have that target.
+
+    All this is a function of (seed, epoch, example index) alone, through a counter-based generator (Philox, Salmon et
+    al. 2011) for each example.
+
+    Args:
+        seed: any integer from 0 to 2**64 - 1.
+        pad_to_length: pad every batch to this length, not to its longest example, and the targets to the most that an
+            example of this length may have: all batches have the same shapes.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    seed: int
+    plm_probability: float = 1 / 6
+    max_span_length: int = 5
+    pad_to_length: int | None = None
+
+    def __post_init__(self):
+        self._is_special = np.zeros(max(self.tokenizer.get_vocab().values()) + 1, dtype=bool)
+        self._is_special[self.tokenizer.all_special_ids] = True
+        pad_token_id = self.tokenizer.pad_token_id
+        self._pad_token_id = 0 if pad_token_id is None else pad_token_id
+
+    def __call__(self, examples: list[dict[str, np.ndarray | int]]) -> dict[str, torch.Tensor]:
+        """Collate.
+
+        Args:
+            examples: dicts with `input_ids`, integer arrays of shape (length,), `index` and `epoch`.
+
+        Returns:
+            What XLNetLMHeadModel.forward takes:
+            input_ids: int64 (batch, longest or `pad_to_length`), padded on the right.
+            labels: int64 (batch, most targets of an example), the targets of each example from left to right, then
+                -100. An example without targets has one label, -100.
+            target_mapping: float32 (batch, most targets, length), 1 at the place of each target.
+            perm_mask: float32 (batch, length, length), 1 where token i does not see token j.
+            attention_mask: int64 (batch, length), if something is padded, or might be, as with `pad_to_length`.
+        """
+        lengths = np.array([len(example["input_ids"]) for example in examples])
+        length = self.pad_to_length or int(lengths.max())
+        is_token = np.arange(length) < lengths[:, None]
+        tokens = np.concatenate([example["input_ids"] for example in examples]).astype(np.int64)
+        input_ids = _padded(tokens, is_token, self._pad_token_id)
+
+        generators = [_generator(self.seed, example) for example in examples]
+        order = np.concatenate([generator.random(num) for generator, num in zip(generators, lengths, strict=True)])
+        order = _padded(order, is_token, 0.0)  # a target's place in it; ties, at 53 random bits, hide both
+        is_target = self._spans(generators, lengths, length) & is_token & ~self._is_special[input_ids]
+        (sees_nothing,) = np.nonzero(np.all(is_target == is_token, axis=1))
+        is_target[sees_nothing, np.where(is_target, order, 2.0).argmin(axis=1)[sees_nothing]] = False
+
+        rank = np.where(is_target, order, -1.0)
+        is_hidden = is_target[:, None, :] & (rank[:, :, None] <= rank[:, None, :])
+        rows, places = np.nonzero(is_target)
+        num_targets = is_target.sum(axis=1)
+        columns = np.arange(len(rows)) - np.repeat(np.cumsum(num_targets) - num_targets, num_targets)
+        labels = np.full((len(examples), self._most_targets(num_targets)), -100)
+        labels[rows, columns] = input_ids[rows, places]
+        target_mapping = np.zeros((*labels.shape, length), dtype=np.float32)
+        target_mapping[rows, columns, places] = 1.0
+        batch = {
+            "input_ids": input_ids,
+            "labels": labels,
+            "target_mapping": target_mapping,
+            "perm_mask": is_hidden.astype(np.float32),
+        }
+        if self.pad_to_length or lengths.min() < length:
+            batch["attention_mask"] = is_token.astype(np.int64)
+        return {name: torch.from_numpy(values) for name, values in batch.items()}
+
+    def _spans(self, generators: list[np.random.Generator], lengths: np.ndarray, length: int) -> np.ndarray:
+        """Which tokens the spans cover: bool (batch, length). Draws two numbers for each span that there could be."""
+        most_spans = np.ceil(lengths * self.plm_probability).astype(np.int64)
+        draws = np.zeros((2, len(lengths), most_spans.max()))
+        for row, (generator, num_spans) in enumerate(zip(generators, most_spans, strict=True)):
+            draws[:, row, :num_spans] = generator.random((2, num_spans))
+        sizes = 1 + (draws[0] * self.max_span_length).astype(np.int64)
+        ends_of_contexts = np.floor(np.cumsum(sizes, axis=1) / self.plm_probability + 1e-9).astype(np.int64)
+        contexts = np.diff(ends_of_contexts, axis=1, prepend=0)
+        starts = ends_of_contexts - contexts + (draws[1] * (contexts - sizes + 1)).astype(np.int64)
+        # +1 where a span starts and -1 where it ends; beyond the end all of them meet in the last column.
+        changes = np.zeros((len(lengths), length + 1), dtype=np.int8)
+        rows = np.arange(len(lengths))[:, None]
+        changes[rows, np.minimum(starts, length)] += 1
+        changes[rows, np.minimum(starts + sizes, length)] -= 1
+        return np.cumsum(changes[:, :-1], axis=1) > 0
+
+    def _most_targets(self, num_targets: np.ndarray) -> int:
+        if self.pad_to_length is None:
+            return max(int(num_targets.max()), 1)
+        return min(self.pad_to_length, int(self.pad_to_length * self.plm_probability) + self.max_span_length)
+
+
+def _generator(seed: int, example: dict[str, np.ndarray | int]) -> np.random.Generator:
+    """The random numbers of one example in one epoch. The counter's last word keeps the examples' streams apart."""
+    bits = np.random.Philox(key=[seed, example["epoch"]], counter=[0, 0, 0, example["index"]])
+    return np.random.Generator(bits)
+
+
+def _padded(values: np.ndarray, is_token: np.ndarray, padding: float) -> np.ndarray:
+    """The values (tokens of the batch,) where `is_token` (batch, length) says so, `padding` elsewhere."""
+    rows = np.full(is_token.shape, padding, dtype=values.dtype)
+    rows[is_token] = values
+    return rows

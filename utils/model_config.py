@@ -151,6 +151,8 @@ def _all_values(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 def override_config(config: PretrainedConfig, overrides: str | None) -> None:
     """Set `key=value,key=value` in the configuration; the keys must be there and the values of their kind."""
+    heads_share_width = {name for name in ("d_head", "head_dim") if vars(config).get(name) == _width_of_a_head(config)}
+    overridden = set()
     for item in filter(None, (overrides or "").split(",")):
         key, equals, text = (part.strip() for part in item.partition("="))
         if not equals:
@@ -162,6 +164,14 @@ def override_config(config: PretrainedConfig, overrides: str | None) -> None:
                 f"--config_overrides {item}: a {config.model_type} has no {key}; it has {', '.join(near)}"
             )
         setattr(config, key, _convert(key, text, getattr(config, key)))
+        overridden.add(key)
+    for name in heads_share_width - overridden:  # as the configuration's constructor would have it
+        setattr(config, name, _width_of_a_head(config))
+
+
+def _width_of_a_head(config: PretrainedConfig) -> int | None:
+    width, num_heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
+    return width // num_heads if isinstance(width, int) and isinstance(num_heads, int) and num_heads else None
 
 
 def _convert(key: str, text: str, old: Any) -> Any:
@@ -213,9 +223,10 @@ def _keep_all_positions(config: PretrainedConfig) -> None:
         config.max_position_embeddings += _first_position(config)
 
 
-def default_block_size(config: PretrainedConfig, tokenizer_limit: int) -> int:
-    """min(tokenizer's limit, model's positions, 1024), with a log line."""
-    limits = {"the tokenizer's limit": tokenizer_limit, "the model's positions": max_positions(config), "1024": 1024}
+def default_block_size(config: PretrainedConfig, tokenizer_limit: int, most: int = 1024) -> int:
+    """min(tokenizer's limit, model's positions, most), with a log line."""
+    limits = {"the tokenizer's limit": tokenizer_limit, "the model's positions": max_positions(config)}
+    limits["the script's default"] = most
     reason, block_size = min(((key, value) for key, value in limits.items() if value), key=lambda item: item[1])
     logger.info("block_size: %s, from %s (--block_size changes it)", block_size, reason)
     return block_size

@@ -32,7 +32,7 @@ PREDICTION_HEADS = {
     "data2vec-text": "lm_head", "deberta": "cls", "deberta-v2": "cls", "distilbert": "vocab_transform",
     "electra": "generator_predictions", "ernie": "cls", "esm": "lm_head", "megatron-bert": "cls",
     "modernbert": "head", "mpnet": "lm_head", "roberta": "lm_head", "roberta-prelayernorm": "lm_head",
-    "roformer": "cls", "xlm-roberta": "lm_head", "xlm-roberta-xl": "lm_head",
+    "roformer": "cls", "xlm-roberta": "lm_head", "xlm-roberta-xl": "lm_head", "xlnet": "lm_loss",
 }  # fmt: skip
 ROWS_SCORED_AT_ONCE = 64  # x 50,000 pieces x 4 bytes = 13 MB: stays in a CPU's cache between the passes over it
 
@@ -136,12 +136,13 @@ def use_summed_loss(model: PreTrainedModel, shift: bool, label_smoothing: float 
 
     The plain forward divides by a count of its own, so that a mean over several batches, accumulation steps or
     processes is a mean of means; of sums, LMTrainer makes the exact one. It also returns all logits, which mixed
-    precision then copies to float32. This one returns no logits, builds no KV cache, and all of it happens inside
-    `forward`, where DDP and FSDP expect it. Without labels, as in generation, nothing is changed.
+    precision then copies to float32. This one returns no logits, builds no KV cache (in XLNet: mems), and all of it
+    happens inside `forward`, where DDP and FSDP expect it. Without labels, as in generation, nothing is changed.
 
-    Where each position predicts its own label (masked models), the vocabulary head runs at the targets only, which are
-    few: a pre-hook on its first module, there for the time of one forward, selects their rows. The logits then have
-    the shape (targets, vocabulary). The loss is the same, since a head looks at each position alone.
+    Where each position predicts its own label (in XLNet: each row of `target_mapping`), the vocabulary head runs at
+    the targets only, which are few: a pre-hook on its first module, there for the time of one forward, selects their
+    rows. The logits then have the shape (targets, vocabulary). The loss is the same, since a head looks at each
+    position alone.
 
     With `labels` (batch, length) int64, -100 where there is no target, the output is a dict of:
         loss: the summed loss in nats; in training a float32 scalar, with `label_smoothing` as torch's cross_entropy
@@ -154,7 +155,7 @@ def use_summed_loss(model: PreTrainedModel, shift: bool, label_smoothing: float 
     """
     head = None if shift else _prediction_head(model)
     forward_signature = inspect.signature(type(model).forward)
-    loss_options = {"use_cache": False} if "use_cache" in forward_signature.parameters else {}
+    loss_options = {name: False for name in ("use_cache", "use_mems") if name in forward_signature.parameters}
 
     def forward(
         self,

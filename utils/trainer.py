@@ -92,6 +92,8 @@ class LMTrainer(Trainer):
             raise ValueError("LMTrainer divides summed losses: call use_summed_loss(model, ...) first")
         if args.do_train and model.dtype == torch.float16:
             raise UsageError("--dtype float16 cannot hold the updates of a training: use --fp16, or --dtype bfloat16")
+        if args.gradient_checkpointing and not model.supports_gradient_checkpointing:
+            raise UsageError(f"--gradient_checkpointing: {type(model).__name__} cannot do it; leave it out")
         super().__init__(model=model, args=args, **kwargs)
         for flag in WITHOUT_EFFECT:
             if flag in args.run_args:

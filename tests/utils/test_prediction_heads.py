@@ -12,6 +12,11 @@ from transformers import AutoModelForMaskedLM
 from utils.modeling import PREDICTION_HEADS, use_summed_loss
 
 
+MASKED_HEADS = sorted(
+    set(PREDICTION_HEADS) - {"xlnet"}
+)  # whose targets are rows of target_mapping: test_permutation.py
+
+
 def masked_batch(share: float = 0.3) -> dict[str, torch.Tensor]:
     """Three examples of 24, 9 and 3 tokens; pad tokens are 1."""
     generator = torch.Generator().manual_seed(0)
@@ -36,7 +41,7 @@ def rows_seen_by_output_layer(model, seen: list):
     model.get_output_embeddings().register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
 
 
-@pytest.mark.parametrize("model_type", sorted(PREDICTION_HEADS))
+@pytest.mark.parametrize("model_type", MASKED_HEADS)
 def test_loss_and_gradients_are_those_of_all_positions(model_type, caplog):
     caplog.set_level(logging.INFO, "utils")
     model = make_masked_model(model_type, 200)
@@ -67,7 +72,7 @@ def test_loss_and_gradients_are_those_of_all_positions(model_type, caplog):
     assert torch.equal(scores["references"], batch["labels"][is_target])
 
 
-@pytest.mark.parametrize("model_type", sorted(PREDICTION_HEADS))
+@pytest.mark.parametrize("model_type", MASKED_HEADS)
 def test_a_batch_without_targets(model_type):
     """Loss 0, and a gradient of 0 for all parameters of the head, since DDP waits for each of them."""
     model = make_masked_model(model_type, 200)

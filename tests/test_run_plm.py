@@ -1,0 +1,347 @@
+"""run_plm.py from its flags to its files: exact numbers, and targets that depend on seed, epoch and example alone."""
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, make_lines, make_xlnet, run_python
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, XLNetLMHeadModel
+
+import run_plm
+from utils.collators import PermutationLMCollator
+
+
+XLNET = [
+    "--model_type", "xlnet", "--train_tokenizer", "unigram", "--vocab_size", 100,
+    "--config_overrides", "n_layer=1,d_model=16,n_head=2,d_inner=32,dropout=0",
+]  # fmt: skip
+
+
+@pytest.fixture
+def run(run):
+    """The common fixture, for this script."""
+    return lambda output_dir, *flags: run(output_dir, *flags, script=run_plm)
+
+
+@pytest.fixture
+def xlnet(tmp_path, framed_tokenizer):
+    """The folder of a small random XLNet with its tokenizer."""
+    folder = tmp_path / "xlnet-checkpoint"
+    make_xlnet(len(framed_tokenizer)).save_pretrained(folder)
+    framed_tokenizer.save_pretrained(folder)
+    return folder
+
+
+def framed_examples(tokenizer, text_file, length: int, line_by_line: bool) -> list[list[int]]:
+    """What the model must read, made by hand from the file."""
+    content = length - 2
+    lines = text_file.read_text().splitlines(keepends=not line_by_line)
+    documents = [tokenizer(line, add_special_tokens=False)["input_ids"] for line in lines]
+    if line_by_line:
+        pieces = [ids[:content] for ids in documents if ids]
+    else:
+        ids = sum(documents, [])
+        pieces = [ids[start : start + content] for start in range(0, len(ids), content)]
+    return [[tokenizer.cls_token_id, *piece, tokenizer.sep_token_id] for piece in pieces]
+
+
+def reference(folder, text_file, length: int, line_by_line: bool = False, **choices) -> dict:
+    """What evaluation must report, counted by hand: one target at a time, in float64, through plain transformers.
+
+    For each target the model reads the example anew, with one row of target_mapping, and with another token in the
+    place of each that it must not see.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = XLNetLMHeadModel.from_pretrained(folder).eval()
+    collator = PermutationLMCollator(tokenizer, **({"seed": 42} | choices))
+    nll, targets, correct = 0.0, 0, 0
+    examples = framed_examples(tokenizer, text_file, length, line_by_line)
+    for index, ids in enumerate(examples):
+        batch = collator([{"input_ids": np.array(ids), "index": index, "epoch": 0}])
+        for label, mapping in zip(batch["labels"][0], batch["target_mapping"][0], strict=True):
+            if label == -100:
+                continue
+            place = mapping.argmax()
+            hidden = batch["perm_mask"][0, place].bool()
+            assert ids[place] == label and hidden[place]
+            with torch.no_grad():
+                logits = (
+                    model(
+                        input_ids=torch.where(hidden, 7, batch["input_ids"]),
+                        perm_mask=batch["perm_mask"],
+                        target_mapping=mapping[None, None],
+                    )
+                    .logits[0, 0]
+                    .double()
+                )
+            nll -= logits.log_softmax(-1)[label].item()
+            correct += int(logits.argmax() == label)
+            targets += 1
+    return {
+        "eval_loss": nll / targets,
+        "eval_accuracy": correct / targets,
+        "eval_predicted_tokens": targets,
+        "eval_samples": len(examples),
+    }
+
+
+def assert_as_reference(results: dict, expected: dict) -> None:
+    assert results["eval_loss"] == pytest.approx(expected["eval_loss"], abs=1e-5)
+    assert results["perplexity"] == pytest.approx(math.exp(results["eval_loss"]), rel=1e-12)
+    for key in ("eval_accuracy", "eval_predicted_tokens", "eval_samples"):
+        assert results[key] == expected[key]
+
+
+@pytest.mark.parametrize("length", [18, 31])
+@pytest.mark.parametrize("line_by_line", [False, True])
+def test_evaluation_is_exact_at_any_batch_size(length, line_by_line, xlnet, validation_file, run, tmp_path):
+    """At odd lengths too, with ragged lines, padding and a short last block; and the same again to the last digit."""
+    expected = reference(xlnet, validation_file, length, line_by_line)
+    assert expected["eval_predicted_tokens"] > 50
+    flags = ["--model_name_or_path", xlnet, "--validation_file", validation_file, "--do_eval"]
+    flags += ["--max_seq_length", length, *(["--line_by_line"] if line_by_line else [])]
+    for batch_size in (1, 7, 32):
+        both = [
+            run(tmp_path / f"out{i}", *flags, "--per_device_eval_batch_size", batch_size) for i in (batch_size, 99)
+        ]
+        assert_as_reference(both[0], expected)
+        assert both[0]["eval_loss"] == both[1]["eval_loss"]
+
+
+def test_padding_to_the_full_length_changes_nothing(xlnet, validation_file, run, tmp_path, monkeypatch):
+    shapes = set()
+    collate = PermutationLMCollator.__call__
+
+    def record(self, examples):
+        batch = collate(self, examples)
+        shapes.add((batch["input_ids"].shape[1], batch["labels"].shape[1]))
+        return batch
+
+    monkeypatch.setattr(PermutationLMCollator, "__call__", record)
+    results = run(
+        tmp_path / "out", "--model_name_or_path", xlnet, "--validation_file", validation_file, "--do_eval",
+        "--max_seq_length", 41, "--line_by_line", "--pad_to_max_length",
+    )  # fmt: skip
+    assert shapes == {(41, 41 // 6 + 5)}
+    assert_as_reference(results, reference(xlnet, validation_file, 41, line_by_line=True))
+
+
+def test_targets_follow_the_flags(xlnet, validation_file, run, tmp_path):
+    results = run(
+        tmp_path / "out", "--model_name_or_path", xlnet, "--validation_file", validation_file, "--do_eval",
+        "--max_seq_length", 20, "--plm_probability", 0.4, "--max_span_length", 2, "--seed", 5,
+    )  # fmt: skip
+    choices = {"plm_probability": 0.4, "max_span_length": 2, "seed": 5}
+    assert_as_reference(results, reference(xlnet, validation_file, 20, **choices))
+
+
+def record_examples(monkeypatch) -> list[tuple]:
+    """(epoch, index, tokens, labels, who does not see whom) of each example that is collated from now on."""
+    seen = []
+    collate = PermutationLMCollator.__call__
+
+    def record(self, examples):
+        batch = collate(self, examples)
+        for row, example in enumerate(examples):
+            length = len(example["input_ids"])
+            assert batch["input_ids"][row, :length].tolist() == example["input_ids"].tolist()
+            seen.append(
+                (
+                    example["epoch"], example["index"], example["input_ids"].tolist(),
+                    [label for label in batch["labels"][row].tolist() if label != -100],
+                    batch["perm_mask"][row, :length, :length].tolist(),
+                )
+            )  # fmt: skip
+        return batch
+
+    monkeypatch.setattr(PermutationLMCollator, "__call__", record)
+    return seen
+
+
+@pytest.mark.parametrize("line_by_line", [False, True])
+def test_an_epoch_reads_every_token_once_with_new_orders(line_by_line, train_file, run, tmp_path, monkeypatch):
+    seen = record_examples(monkeypatch)
+    results = run(
+        tmp_path / "out", *XLNET, "--train_file", train_file, "--do_train", "--max_seq_length", 99,
+        "--num_train_epochs", 3, *(["--line_by_line"] if line_by_line else []),
+    )  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    expected = framed_examples(tokenizer, train_file, 99, line_by_line)
+    orders = []
+    for epoch in range(3):
+        examples = sorted(example[1:] for example in seen if example[0] == epoch)
+        assert [index for index, *_ in examples] == list(range(len(expected)))
+        assert [ids for _, ids, *_ in examples] == expected
+        orders.append([order for *_, order in examples])
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+    assert results["train_tokens"] == 3 * sum(map(len, expected))
+
+
+def test_workers_change_nothing(xlnet, train_file, run, tmp_path):
+    flags = ["--model_name_or_path", xlnet, "--train_file", train_file, "--max_seq_length", 33]
+    flags += ["--num_train_epochs", 2, "--learning_rate", "1e-2"]
+    plain = run(tmp_path / "plain", *flags)
+    workers = run(tmp_path / "workers", *flags, "--dataloader_num_workers", 2)
+    for key in ("train_loss", "eval_loss", "eval_accuracy", "eval_predicted_tokens"):
+        assert workers[key] == plain[key]
+
+
+def test_resumed_run_ends_as_the_uninterrupted_one(train_file, run, tmp_path, monkeypatch):
+    """Stopped in the middle of the second epoch."""
+    flags = [*XLNET, "--train_file", train_file, "--max_seq_length", 33, "--num_train_epochs", 3, "--do_train"]
+    flags += ["--learning_rate", "1e-2", "--save_strategy", "steps", "--save_steps", 1]
+    flags += ["--per_device_train_batch_size", 4, "--max_train_samples", 20]
+    whole = run(tmp_path / "whole", *flags)
+
+    class Killed(Exception):
+        pass
+
+    class Killer(run_plm.LMTrainer):
+        def _save_checkpoint(self, *args):
+            super()._save_checkpoint(*args)
+            if self.state.global_step == 7:
+                raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(run_plm, "LMTrainer", Killer)
+        run(tmp_path / "resumed", *flags)
+    seen = record_examples(monkeypatch)
+    resumed = run(tmp_path / "resumed", *flags)
+    assert [epoch for epoch, *_ in seen] == [1] * 12 + [2] * 20
+    assert resumed["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-9)
+    expected = load_file(tmp_path / "whole" / "model.safetensors")
+    for key, value in load_file(tmp_path / "resumed" / "model.safetensors").items():
+        assert torch.equal(value, expected[key])
+
+
+def test_accumulation_changes_nothing(xlnet, train_file, run, tmp_path):
+    """8 x 1 = 2 x 4, though the number of targets differs from batch to batch."""
+    flags = ["--model_name_or_path", xlnet, "--train_file", train_file, "--do_train", "--line_by_line"]
+    flags += ["--max_seq_length", 33, "--optim", "sgd", "--learning_rate", "1e-2", "--max_grad_norm", 0]
+    whole = run(tmp_path / "whole", *flags, "--per_device_train_batch_size", 8)
+    parts = run(tmp_path / "parts", *flags, "--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 4)
+    assert parts["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-6)
+    expected = load_file(tmp_path / "whole" / "model.safetensors")
+    for key, value in load_file(tmp_path / "parts" / "model.safetensors").items():
+        torch.testing.assert_close(value, expected[key], rtol=0, atol=1e-6)
+
+
+def test_two_processes_are_one(xlnet, train_file, validation_file, run, common_args, tmp_path):
+    """2 processes x 4 = 1 process x 8: the same targets, weights and evaluation."""
+    flags = ["--model_name_or_path", xlnet, "--train_file", train_file, "--validation_file", validation_file]
+    flags += ["--max_seq_length", 33, "--max_train_samples", 16, "--num_train_epochs", 2, "--learning_rate", "1e-2"]
+    flags += ["--optim", "sgd", "--max_grad_norm", 0, "--per_device_eval_batch_size", 7, "--use_cpu"]
+    one = run(tmp_path / "one", *flags, "--per_device_train_batch_size", 8)
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--standalone"]
+    run_python(
+        *launcher, ROOT / "run_plm.py", "--output_dir", tmp_path / "two", *common_args, *flags,
+        "--per_device_train_batch_size", 4, OMP_NUM_THREADS="1",
+    )  # fmt: skip
+    two = json.loads((tmp_path / "two" / "all_results.json").read_text())
+    for key in ("eval_predicted_tokens", "eval_samples", "eval_accuracy", "train_tokens"):
+        assert two[key] == one[key]
+    assert two["eval_loss"] == pytest.approx(one["eval_loss"], rel=1e-6)
+    assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-6)
+    expected = load_file(tmp_path / "one" / "model.safetensors")
+    for key, value in load_file(tmp_path / "two" / "model.safetensors").items():
+        torch.testing.assert_close(value, expected[key], rtol=0, atol=1e-6)
+
+
+def test_loss_falls_and_files_are_complete(validation_file, run, tmp_path, capsys):
+    """From scratch, as the README says; and a fresh process evaluates what was saved to the same loss."""
+    train_file = tmp_path / "more.txt"
+    train_file.write_text("\n".join(make_lines(300)))
+    output_dir = tmp_path / "model.v1"
+    sizes = "n_layer=2,d_model=32,n_head=4,d_inner=64,dropout=0,initializer_range=0.1"
+    results = run(
+        output_dir, *XLNET, "--config_overrides", sizes, "--train_file", train_file, "--validation_file",
+        validation_file, "--max_seq_length", 63, "--num_train_epochs", 25, "--learning_rate", "1e-2",
+        "--per_device_train_batch_size", 8, "--eval_strategy", "epoch", "--plm_probability", 0.2,
+    )  # fmt: skip
+    assert f"{results['perplexity']:.3f}" in capsys.readouterr().out
+    state = json.loads((output_dir / "trainer_state.json").read_text())
+    losses = [log["eval_loss"] for log in state["log_history"] if "eval_loss" in log]
+    assert losses[-1] < losses[0] - 0.3
+    assert results["eval_accuracy"] > 0.15
+    eval_results = json.loads((output_dir / "eval_results.json").read_text())
+    assert set(eval_results) - {"epoch"} == {
+        "eval_loss", "perplexity", "eval_accuracy", "eval_samples", "eval_predicted_tokens", "eval_runtime",
+        "eval_tokens_per_second",
+    }  # fmt: skip
+    assert json.loads((output_dir / "config.json").read_text())["d_head"] == 8
+
+    card = ModelCard.load(output_dir / "README.md")
+    assert card.data.pipeline_tag == "text-generation"
+    figures = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert figures["perplexity"] == results["perplexity"]
+    assert "before it in a random order; the perplexity is its exponential" in card.content
+    assert "| plm_probability | 0.2 |" in card.content
+    snippet = re.search(r"```python\n(.*?)```", card.content, re.DOTALL).group(1)
+    assert "Once upon a time" in run_python("-c", snippet).stdout
+
+    again = ["run_plm.py", "--model_name_or_path", output_dir, "--validation_file", validation_file, "--do_eval"]
+    again += ["--max_seq_length", 63, "--plm_probability", 0.2, "--output_dir", tmp_path / "again", "--use_cpu"]
+    run_python(*again, "--report_to", "none", "--cache_dir", tmp_path / "cache2")
+    fresh = json.loads((tmp_path / "again" / "all_results.json").read_text())
+    assert fresh["eval_loss"] == pytest.approx(results["eval_loss"], rel=1e-6)
+
+
+def test_the_default_length_is_512(train_file, run, tmp_path, monkeypatch):
+    """XLNet has no positions that could run out; more is a matter of the flag."""
+    path = tmp_path / "long.txt"
+    path.write_text("\n".join(make_lines(500)))
+    for flags, expected in (([], 512), (["--max_seq_length", 1201], 1201)):
+        with monkeypatch.context() as patch:
+            seen = record_examples(patch)
+            name = str(expected)
+            run(tmp_path / name, *XLNET, "--train_file", path, "--max_steps", 1, "--do_train", *flags)
+        assert max(len(ids) for _, _, ids, *_ in seen) == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("--plm_probability 0", ["--plm_probability 0"]),
+        ("--plm_probability 1.1", ["--plm_probability 1.1"]),
+        ("--plm_probability nan", ["--plm_probability nan"]),
+        ("--max_span_length 0", ["--max_span_length 0"]),
+        ("--max_span_length 33 --max_seq_length 32", ["--max_span_length 33"]),
+        ("--max_span_length 513", ["--max_span_length 513"]),
+        ("--pad_to_max_length", ["--pad_to_max_length", "--line_by_line"]),
+        ("--group_by_length", ["--group_by_length", "--line_by_line"]),
+        ("--max_seq_length 2 --max_span_length 1", ["--max_seq_length 2", "2 special tokens"]),
+        ("--model_type gpt2", ["--model_type gpt2", "no model of type gpt2", "xlnet"]),
+        ("--model_type bert", ["--model_type bert", "it does xlnet"]),
+        ("--config_overrides d_model=10,n_head=4", ["d_model=10"]),
+        ("--config_overrides d_model=16,n_head=2,d_heads=8", ["d_heads", "d_head"]),
+        ("--mlm_probability 0.2", ["--mlm_probability", "--plm_probability"]),
+    ],
+)  # fmt: skip
+def test_bad_flags_are_refused(flags, named, refused, train_file, monkeypatch):
+    monkeypatch.setattr(run_plm, "load_model", lambda *args: pytest.fail("a model was loaded"))
+    line = refused(*XLNET, "--train_file", train_file, *flags.split(), script=run_plm)
+    assert line.startswith("run_plm.py: error: ")
+    for part in named:
+        assert part in line
+
+
+def test_gradient_checkpointing_is_refused(refused, train_file):
+    flags = [*XLNET, "--train_file", train_file, "--max_seq_length", 32]
+    line = refused(*flags, "--gradient_checkpointing", script=run_plm)
+    assert "--gradient_checkpointing" in line and "XLNetLMHeadModel" in line
+
+
+def test_a_tokenizer_without_mask_token_is_refused(checkpoint, train_file, refused, tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "causal")
+    line = refused(
+        "--model_type", "xlnet", "--tokenizer_name", tmp_path / "causal", "--train_file", train_file, script=run_plm
+    )
+    assert "no mask token" in line
+    assert "no model of type gpt2; it does xlnet" in refused(
+        "--model_name_or_path", checkpoint("gpt2"), "--train_file", train_file, script=run_plm
+    )
