@@ -18,7 +18,7 @@ from utils.collators import PermutationLMCollator
 from utils.command_line import UsageError, entry_point, parse_arguments
 from utils.corpus import load_corpus
 from utils.model_config import default_block_size, load_config
-from utils.modeling import load_model, use_summed_loss
+from utils.modeling import load_model, use_factorization_order, use_summed_loss
 from utils.output_dir import find_checkpoint
 from utils.reports import print_counts, print_summary, write_model_card
 from utils.token_store import tokenize_documents
@@ -107,6 +107,7 @@ def main(args: list[str] | None = None) -> None:
 
     # Model: its forward sums the loss over the targets, where alone its query stream and vocabulary head run
     model = load_model(AutoModelForCausalLM, config, model_args, tokenizer)
+    use_factorization_order(model)
     use_summed_loss(model, shift=False, label_smoothing=training_args.label_smoothing_factor)
 
     # Collator: some tokens are the targets, predicted in a random order; seed, epoch and example decide about both

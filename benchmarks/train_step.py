@@ -3,11 +3,13 @@
     python benchmarks/train_step.py [--n_embd 256] [--vocab_size 50257] [--block_size 256] [--batch_size 8]
     python benchmarks/train_step.py --memory
     python benchmarks/train_step.py --objective mlm [--models bert-base roberta-base bert-small]
+    python benchmarks/train_step.py --objective plm
 
 The first prints the seconds of a training step and the tokens a second of both ways, in training and in evaluation,
 and exits with 1 if their losses or accuracies differ. The second prints how much memory an evaluation takes on top of
 the model, and for four times as many blocks. The third compares the training steps of masked models, on the same
-masks, and the making of masked batches. In float32, on synthetic tokens.
+masks, and the making of masked batches; the fourth likewise those of an XLNet, on the same targets in the same order.
+In float32, on synthetic tokens.
 """
 
 import argparse
@@ -39,6 +41,7 @@ from transformers import (
     AutoModelForMaskedLM,
     BertConfig,
     DataCollatorForLanguageModeling,
+    DataCollatorForPermutationLanguageModeling,
     EvalPrediction,
     GPT2Config,
     PretrainedConfig,
@@ -48,6 +51,7 @@ from transformers import (
     Trainer,
     TrainerCallback,
     TrainingArguments,
+    XLNetConfig,
     default_data_collator,
     set_seed,
 )
@@ -56,8 +60,8 @@ from transformers.utils import logging as transformers_logging
 
 from utils.arguments import LMTrainingArguments
 from utils.blocks import FramedBlocks, PackedBlocks
-from utils.collators import CausalLMCollator, MaskedLMCollator
-from utils.modeling import _use_fast_gelu, use_maskless_attention, use_summed_loss
+from utils.collators import CausalLMCollator, MaskedLMCollator, PermutationLMCollator
+from utils.modeling import _use_fast_gelu, use_factorization_order, use_maskless_attention, use_summed_loss
 from utils.token_store import TokenStore
 from utils.tokenization import frame_of
 from utils.trainer import LMTrainer
@@ -70,9 +74,16 @@ MOST_ACCURACY_DIFFERENCE = 1e-3  # of all targets; rounding may decide between t
 MOST_GROWTH = 32  # MB, from an evaluation to one of four times as many blocks
 
 DEFAULTS = {
-    "clm": {"block_size": 256, "steps": 12, "warm_up_steps": 3, "repetitions": 5, "learning_rate": 1e-3},
-    "mlm": {"block_size": 128, "steps": 5, "warm_up_steps": 2, "repetitions": 3, "learning_rate": 1e-4},
-}
+    "clm": {
+        "block_size": 256, "batch_size": 8, "steps": 12, "warm_up_steps": 3, "repetitions": 5, "learning_rate": 1e-3
+    },
+    "mlm": {
+        "block_size": 128, "batch_size": 8, "steps": 5, "warm_up_steps": 2, "repetitions": 3, "learning_rate": 1e-4
+    },
+    "plm": {
+        "block_size": 256, "batch_size": 4, "steps": 5, "warm_up_steps": 2, "repetitions": 3, "learning_rate": 1e-4
+    },
+}  # fmt: skip
 
 # Masked models, without dropout: the same masks then give the same losses
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "pad_token_id": 0}
@@ -86,9 +97,11 @@ LEAST_MASKED_RATIOS = {"bert-base": 1.15, "roberta-base": 1.3, "bert-small": 4.0
 MOST_MASKED_LOSS_DIFFERENCE = 1e-5  # of the loss
 SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
 SPECIAL_TOKENS |= {"mask_token": "[MASK]"}  # with the ids 0 to 4
-LEAST_COLLATING_RATIO = 3.0
+XLNET = XLNetConfig(vocab_size=32000, n_layer=6, d_model=512, n_head=8, d_inner=2048, dropout=0.0, pad_token_id=0)
+LEAST_PERMUTED_RATIO = 1.5
+LEAST_COLLATING_RATIOS = {"mlm": 3.0, "plm": 20.0}
 COLLATED_BATCHES = 20  # in a repetition
-COLLATED_SHAPE = (32, 128)
+COLLATED_SHAPES = {"mlm": (32, 128), "plm": (32, 512)}
 COLLATED_VOCAB_SIZE = 30522
 MOST_SHARE_DIFFERENCE = 0.01  # of all tokens that may be masked; eight standard deviations of the share of 80,000
 
@@ -102,6 +115,9 @@ def main() -> int:
             return 0
         if flags.objective == "mlm":
             return 0 if compare_masked(flags, Path(folder)) else 1
+        if flags.objective == "plm":
+            trains_equally = compare_training(flags, permutation_lm(flags, Path(folder)))
+            return 0 if compare_collating(flags, Path(folder) / "collating") and trains_equally else 1
         contest = causal_lm(flags, Path(folder))
         trains_equally = compare_training(flags, contest)
         evaluates_equally = compare_evaluation(flags, contest)
@@ -119,7 +135,7 @@ def parse_flags() -> argparse.Namespace:
     parser.add_argument("--n_embd", type=int, default=256, help="of clm: a multiple of 64, the size of a head")
     parser.add_argument("--vocab_size", type=int, default=50257, help="of clm")
     parser.add_argument("--block_size", type=int, help=f"default: {defaults('block_size')}")
-    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--batch_size", type=int, help=f"default: {defaults('batch_size')}")
     parser.add_argument(
         "--steps", type=int, help=f"of a training run, warm-up included (default: {defaults('steps')})"
     )
@@ -141,12 +157,12 @@ def parse_flags() -> argparse.Namespace:
     for name, default in DEFAULTS[flags.objective].items():
         if getattr(flags, name) is None:
             setattr(flags, name, default)
-    if flags.objective == "clm" and flags.models:
+    if flags.objective != "mlm" and flags.models:
         parser.error("--models goes with --objective mlm")
+    if flags.objective != "clm" and flags.memory:
+        parser.error("--memory goes with --objective clm")
     if flags.objective == "mlm":
         flags.models = list(dict.fromkeys(flags.models or MASKED_MODELS))
-        if flags.memory:
-            parser.error("--memory goes with --objective clm")
         if not 3 <= flags.block_size <= 512:
             parser.error("--block_size: give 3 to 512, for which these masked models have positions")
     if flags.n_embd % 64:
@@ -161,7 +177,7 @@ def parse_flags() -> argparse.Namespace:
 
 
 def defaults(name: str) -> str:
-    return f"{DEFAULTS['clm'][name]}, with mlm {DEFAULTS['mlm'][name]}"
+    return ", ".join(f"{values[name]} with {objective}" for objective, values in DEFAULTS.items())
 
 
 def quiet() -> None:
@@ -284,6 +300,55 @@ def masked_lm(flags: argparse.Namespace, folder: Path, name: str) -> Contest:
         {"ours": ours, "textbook": textbook},
         title=f"training {name}",
         least_training_ratio=LEAST_MASKED_RATIOS[name],
+        most_loss_difference=MOST_MASKED_LOSS_DIFFERENCE,
+    )
+
+
+def permutation_lm(flags: argparse.Namespace, folder: Path) -> Contest:
+    """XLNet with random weights. Both ways train on the targets and orders that our collator makes."""
+    tokenizer = masked_tokenizer(XLNET.vocab_size)
+    num_examples = flags.steps * flags.batch_size
+    blocks = framed_blocks(tokenizer, num_examples, flags.block_size, flags.seed, folder / "train")
+    data_collator = PermutationLMCollator(tokenizer, seed=flags.seed)
+    batch = data_collator(blocks.__getitems__(range(num_examples)))
+    new_model = model_maker(AutoModelForCausalLM, XLNET, flags.seed)
+    options = training_options(flags, folder)
+    # A row of target_mapping for each token, as DataCollatorForPermutationLanguageModeling has them
+    each_token = torch.eye(flags.block_size)
+    textbook_rows = []
+    for input_ids, order in zip(batch["input_ids"], batch["order"], strict=True):
+        is_target = order >= 0
+        perm_mask = (is_target & (order[:, None] <= order)).float()
+        labels = torch.where(is_target, input_ids, -100)
+        textbook_rows.append(
+            {"input_ids": input_ids, "perm_mask": perm_mask, "target_mapping": each_token, "labels": labels}
+        )
+
+    def ours() -> LMTrainer:
+        model = new_model()
+        use_factorization_order(model)
+        use_summed_loss(model, shift=False)
+        return LMTrainer(
+            model=model,
+            args=LMTrainingArguments(do_train=True, **options),
+            train_dataset=blocks,
+            data_collator=data_collator,
+            processing_class=tokenizer,
+            target_name="predicted_tokens",
+        )
+
+    def textbook() -> Trainer:
+        return plain_trainer(
+            model=new_model(),
+            args=TrainingArguments(**options),
+            train_dataset=textbook_rows,
+            processing_class=tokenizer,
+        )
+
+    return Contest(
+        {"ours": ours, "textbook": textbook},
+        title="training xlnet",
+        least_training_ratio=LEAST_PERMUTED_RATIO,
         most_loss_difference=MOST_MASKED_LOSS_DIFFERENCE,
     )
 
@@ -484,7 +549,7 @@ def compare_evaluation(flags: argparse.Namespace, contest: Contest) -> bool:
     return is_equal
 
 
-# Masked models
+# Masked and permutation models
 
 
 def compare_masked(flags: argparse.Namespace, folder: Path) -> bool:
@@ -499,15 +564,18 @@ def compare_masked(flags: argparse.Namespace, folder: Path) -> bool:
 
 def compare_collating(flags: argparse.Namespace, folder: Path) -> bool:
     """Time the collators alone, on examples that were fetched before: ours from blocks, the textbook's lists."""
-    batch_size, block_size = COLLATED_SHAPE
+    batch_size, block_size = COLLATED_SHAPES[flags.objective]
     tokenizer = masked_tokenizer(COLLATED_VOCAB_SIZE)
     blocks = framed_blocks(tokenizer, COLLATED_BATCHES * batch_size, block_size, flags.seed, folder)
     starts = range(0, len(blocks), batch_size)
     batches = [blocks.__getitems__(range(start, start + batch_size)) for start in starts]
-    collators = {
-        "ours": MaskedLMCollator(tokenizer, seed=flags.seed),
-        "textbook": DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15),
-    }
+    if flags.objective == "mlm":
+        ours, textbook = MaskedLMCollator, DataCollatorForLanguageModeling
+        collates_right = is_masked_right
+    else:
+        ours, textbook = PermutationLMCollator, DataCollatorForPermutationLanguageModeling
+        collates_right = is_permuted_right
+    collators = {"ours": ours(tokenizer, seed=flags.seed), "textbook": textbook(tokenizer)}
     examples = {"ours": batches, "textbook": [[as_row(example, tokenizer) for example in batch] for batch in batches]}
     seconds = {name: [] for name in collators}
     are_right = {}
@@ -519,15 +587,15 @@ def compare_collating(flags: argparse.Namespace, folder: Path) -> bool:
                 collated.append(collators[name](some_examples))
                 seconds[name].append(time.perf_counter() - start)
             if repetition == 0:
-                are_right[name] = is_masked_right(collated, batches, tokenizer)
+                are_right[name] = collates_right(collated, batches, tokenizer)
                 seconds[name].clear()
     print(f"collating: medians of {len(seconds['ours'])} batches of {batch_size} examples of {block_size} tokens")
     for name in collators:
         median = statistics.median(seconds[name])
         between = f"{1000 * min(seconds[name]):.2f} to {1000 * max(seconds[name]):.2f}"
         print(f"  {name}: {1000 * median:.2f} ms a batch ({between}), {batch_size / median:,.0f} examples/s")
-    print_ratio("collating", seconds, LEAST_COLLATING_RATIO)
-    print(f"{verdict(all(are_right.values()))} the same tokens under the masks, and the same share of them is masked")
+    print_ratio("collating", seconds, LEAST_COLLATING_RATIOS[flags.objective])
+    print(f"{verdict(all(are_right.values()))} the labels are the targets' tokens, the share of targets is the same")
     return all(are_right.values())
 
 
@@ -553,6 +621,24 @@ def is_masked_right(
     restores = np.array_equal(np.where(is_target, labels, input_ids), tokens)
     share = is_target.sum() / (~is_special).sum()
     return restores and not (is_target & is_special).any() and abs(share - 0.15) <= MOST_SHARE_DIFFERENCE
+
+
+def is_permuted_right(
+    collated: list[dict[str, torch.Tensor]], batches: list[list[dict[str, Any]]], tokenizer: PreTrainedTokenizerFast
+) -> bool:
+    """Whether the labels are the tokens at the targets' places, nothing special is one and 1 in 6 of the rest are."""
+    num_targets = num_tokens = 0
+    is_right = True
+    for batch, examples in zip(collated, batches, strict=True):
+        rows, columns = np.nonzero(batch["labels"].numpy() != -100)
+        # The textbook's labels are at their places; of ours, `targets` are the places
+        places = batch["targets"].numpy()[rows, columns] if "targets" in batch else columns
+        tokens = np.stack([example["input_ids"] for example in examples])
+        is_right &= np.array_equal(batch["labels"].numpy()[rows, columns], tokens[rows, places])
+        is_right &= not np.isin(tokens[rows, places], tokenizer.all_special_ids).any()
+        num_targets += len(rows)
+        num_tokens += (~np.isin(tokens, tokenizer.all_special_ids)).sum()
+    return is_right and abs(num_targets / num_tokens - 1 / 6) <= MOST_SHARE_DIFFERENCE
 
 
 # Memory

@@ -63,22 +63,18 @@ def reference(folder, text_file, length: int, line_by_line: bool = False, **choi
     examples = framed_examples(tokenizer, text_file, length, line_by_line)
     for index, ids in enumerate(examples):
         batch = collator([{"input_ids": np.array(ids), "index": index, "epoch": 0}])
-        for label, mapping in zip(batch["labels"][0], batch["target_mapping"][0], strict=True):
+        order = batch["order"][0]
+        is_hidden = (order >= 0) & (order[:, None] <= order)
+        for label, place in zip(batch["labels"][0], batch["targets"][0], strict=True):
             if label == -100:
                 continue
-            place = mapping.argmax()
-            hidden = batch["perm_mask"][0, place].bool()
-            assert ids[place] == label and hidden[place]
+            assert ids[place] == label
+            target_mapping = torch.zeros(1, 1, len(ids))
+            target_mapping[0, 0, place] = 1
+            visible_ids = torch.where(is_hidden[place], 7, batch["input_ids"])
             with torch.no_grad():
-                logits = (
-                    model(
-                        input_ids=torch.where(hidden, 7, batch["input_ids"]),
-                        perm_mask=batch["perm_mask"],
-                        target_mapping=mapping[None, None],
-                    )
-                    .logits[0, 0]
-                    .double()
-                )
+                output = model(visible_ids, perm_mask=is_hidden[None].float(), target_mapping=target_mapping)
+            logits = output.logits[0, 0].double()
             nll -= logits.log_softmax(-1)[label].item()
             correct += int(logits.argmax() == label)
             targets += 1
@@ -141,7 +137,7 @@ def test_targets_follow_the_flags(xlnet, validation_file, run, tmp_path):
 
 
 def record_examples(monkeypatch) -> list[tuple]:
-    """(epoch, index, tokens, labels, who does not see whom) of each example that is collated from now on."""
+    """(epoch, index, tokens, labels, order) of each example that is collated from now on."""
     seen = []
     collate = PermutationLMCollator.__call__
 
@@ -154,7 +150,7 @@ def record_examples(monkeypatch) -> list[tuple]:
                 (
                     example["epoch"], example["index"], example["input_ids"].tolist(),
                     [label for label in batch["labels"][row].tolist() if label != -100],
-                    batch["perm_mask"][row, :length, :length].tolist(),
+                    batch["order"][row, :length].tolist(),
                 )
             )  # fmt: skip
         return batch

@@ -96,7 +96,8 @@ class MaskedLMCollator:
         lengths = np.array([len(example["input_ids"]) for example in examples])
         tokens = np.concatenate([example["input_ids"] for example in examples]).astype(np.int64)
         # Three numbers in [0, 1) for each token: is it chosen, what becomes of it, which token replaces it.
-        draws = np.concatenate([self._draws(example) for example in examples], axis=1)
+        draws = _draws(self.seed, examples, 3 * lengths)
+        draws = np.concatenate([some.reshape(3, -1) for some in draws], axis=1)
         if self.whole_word_mask:
             word_starts = np.concatenate([example["word_starts"] for example in examples])
             begins_word = (word_starts != 0) | self._is_special[tokens]
@@ -119,10 +120,6 @@ class MaskedLMCollator:
         if self.pad_to_length or lengths.min() < length:
             batch["attention_mask"] = torch.from_numpy(is_token.astype(np.int64))
         return batch
-
-    def _draws(self, example: dict[str, np.ndarray | int]) -> np.ndarray:
-        """float64 in [0, 1), of shape (3, length)."""
-        return _generator(self.seed, example).random((3, len(example["input_ids"])))
 
 
 @dataclass
@@ -167,62 +164,56 @@ class PermutationLMCollator:
             examples: dicts with `input_ids`, integer arrays of shape (length,), `index` and `epoch`.
 
         Returns:
-            What XLNetLMHeadModel.forward takes:
             input_ids: int64 (batch, longest or `pad_to_length`), padded on the right.
             labels: int64 (batch, most targets of an example), the targets of each example from left to right, then
                 -100. An example without targets has one label, -100.
-            target_mapping: float32 (batch, most targets, length), 1 at the place of each target.
-            perm_mask: float32 (batch, length, length), 1 where token i does not see token j.
-            attention_mask: int64 (batch, length), if something is padded, or might be, as with `pad_to_length`.
+            targets: int64 like `labels`, the place of each in its example, and -1 where there is none.
+            order: int64 like `input_ids`, each target's place in the order, any number from 0 on; -1 elsewhere. What
+                `use_factorization_order` makes of this and the places would be a hundred times as large.
+            attention_mask: int64 like `input_ids`, if something is padded, or might be, as with `pad_to_length`.
         """
         lengths = np.array([len(example["input_ids"]) for example in examples])
         length = self.pad_to_length or int(lengths.max())
         is_token = np.arange(length) < lengths[:, None]
-        tokens = np.concatenate([example["input_ids"] for example in examples]).astype(np.int64)
-        input_ids = _padded(tokens, is_token, self._pad_token_id)
+        input_ids = np.concatenate([example["input_ids"] for example in examples]).astype(np.int64)
+        input_ids = _padded(input_ids, is_token, self._pad_token_id)
 
-        generators = [_generator(self.seed, example) for example in examples]
-        order = np.concatenate([generator.random(num) for generator, num in zip(generators, lengths, strict=True)])
-        order = _padded(order, is_token, 0.0)  # a target's place in it; ties, at 53 random bits, hide both
-        is_target = self._spans(generators, lengths, length) & is_token & ~self._is_special[input_ids]
-        (sees_nothing,) = np.nonzero(np.all(is_target == is_token, axis=1))
-        is_target[sees_nothing, np.where(is_target, order, 2.0).argmin(axis=1)[sees_nothing]] = False
+        # For each token a number in [0, 1), its place in the order, and two for each span that there could be.
+        most_spans = np.ceil(lengths * self.plm_probability).astype(np.int64)
+        draws = _draws(self.seed, examples, lengths + 2 * most_spans)
+        order = np.concatenate([some[:num] for some, num in zip(draws, lengths, strict=True)])
+        order = _padded((order * 2**53).astype(np.int64), is_token, 0)
+        is_span = np.arange(2 * most_spans.max()) < 2 * most_spans[:, None]
+        spans = np.concatenate([some[num:] for some, num in zip(draws, lengths, strict=True)])
+        is_target = self._covered(_padded(spans, is_span, 0.0), length) & is_token & ~self._is_special[input_ids]
+        for row in np.flatnonzero((is_target == is_token).all(axis=1)):
+            is_target[row, np.where(is_target[row], order[row], 2**53).argmin()] = False
+        order[~is_target] = -1
 
-        rank = np.where(is_target, order, -1.0)
-        is_hidden = is_target[:, None, :] & (rank[:, :, None] <= rank[:, None, :])
-        rows, places = np.nonzero(is_target)
         num_targets = is_target.sum(axis=1)
-        columns = np.arange(len(rows)) - np.repeat(np.cumsum(num_targets) - num_targets, num_targets)
-        labels = np.full((len(examples), self._most_targets(num_targets)), -100)
-        labels[rows, columns] = input_ids[rows, places]
-        target_mapping = np.zeros((*labels.shape, length), dtype=np.float32)
-        target_mapping[rows, columns, places] = 1.0
+        is_label = np.arange(self._most_targets(num_targets)) < num_targets[:, None]
         batch = {
             "input_ids": input_ids,
-            "labels": labels,
-            "target_mapping": target_mapping,
-            "perm_mask": is_hidden.astype(np.float32),
+            "labels": _padded(input_ids[is_target], is_label, -100),
+            "targets": _padded(is_target.nonzero()[1], is_label, -1),
+            "order": order,
         }
         if self.pad_to_length or lengths.min() < length:
             batch["attention_mask"] = is_token.astype(np.int64)
         return {name: torch.from_numpy(values) for name, values in batch.items()}
 
-    def _spans(self, generators: list[np.random.Generator], lengths: np.ndarray, length: int) -> np.ndarray:
-        """Which tokens the spans cover: bool (batch, length). Draws two numbers for each span that there could be."""
-        most_spans = np.ceil(lengths * self.plm_probability).astype(np.int64)
-        draws = np.zeros((2, len(lengths), most_spans.max()))
-        for row, (generator, num_spans) in enumerate(zip(generators, most_spans, strict=True)):
-            draws[:, row, :num_spans] = generator.random((2, num_spans))
-        sizes = 1 + (draws[0] * self.max_span_length).astype(np.int64)
-        ends_of_contexts = np.floor(np.cumsum(sizes, axis=1) / self.plm_probability + 1e-9).astype(np.int64)
+    def _covered(self, draws: np.ndarray, length: int) -> np.ndarray:
+        """Which tokens the spans cover, bool (batch, length). Of two draws, one is a span's length, one its place."""
+        sizes = 1 + (draws[:, ::2] * self.max_span_length).astype(np.int64)
+        ends_of_contexts = np.floor(sizes.cumsum(axis=1) / self.plm_probability + 1e-9).astype(np.int64)
         contexts = np.diff(ends_of_contexts, axis=1, prepend=0)
-        starts = ends_of_contexts - contexts + (draws[1] * (contexts - sizes + 1)).astype(np.int64)
+        starts = ends_of_contexts - contexts + (draws[:, 1::2] * (contexts - sizes + 1)).astype(np.int64)
         # +1 where a span starts and -1 where it ends; beyond the end all of them meet in the last column.
-        changes = np.zeros((len(lengths), length + 1), dtype=np.int8)
-        rows = np.arange(len(lengths))[:, None]
+        changes = np.zeros((len(draws), length + 1), dtype=np.int8)
+        rows = np.arange(len(draws))[:, None]
         changes[rows, np.minimum(starts, length)] += 1
         changes[rows, np.minimum(starts + sizes, length)] -= 1
-        return np.cumsum(changes[:, :-1], axis=1) > 0
+        return changes[:, :-1].cumsum(axis=1, dtype=np.int8) > 0
 
     def _most_targets(self, num_targets: np.ndarray) -> int:
         if self.pad_to_length is None:
@@ -230,14 +221,22 @@ class PermutationLMCollator:
         return min(self.pad_to_length, int(self.pad_to_length * self.plm_probability) + self.max_span_length)
 
 
-def _generator(seed: int, example: dict[str, np.ndarray | int]) -> np.random.Generator:
-    """The random numbers of one example in one epoch. The counter's last word keeps the examples' streams apart."""
-    bits = np.random.Philox(key=[seed, example["epoch"]], counter=[0, 0, 0, example["index"]])
-    return np.random.Generator(bits)
+def _draws(seed: int, examples: list[dict[str, np.ndarray | int]], counts: np.ndarray) -> list[np.ndarray]:
+    """For each example so many numbers in [0, 1), float64, which depend on the seed, its epoch and its index alone."""
+    bits = np.random.Philox(0)
+    generator = np.random.Generator(bits)
+    state = bits.state  # to set it anew takes a sixth of the time that a new generator takes
+    draws = []
+    for example, count in zip(examples, counts, strict=True):
+        state["state"]["key"][:] = (seed, example["epoch"])
+        state["state"]["counter"][:] = (0, 0, 0, example["index"])  # the last word keeps the examples' streams apart
+        bits.state = state
+        draws.append(generator.random(count))
+    return draws
 
 
-def _padded(values: np.ndarray, is_token: np.ndarray, padding: float) -> np.ndarray:
-    """The values (tokens of the batch,) where `is_token` (batch, length) says so, `padding` elsewhere."""
-    rows = np.full(is_token.shape, padding, dtype=values.dtype)
-    rows[is_token] = values
+def _padded(values: np.ndarray, is_used: np.ndarray, padding: float) -> np.ndarray:
+    """Rows with the values (of all rows, one after the other) where `is_used` says so, and `padding` elsewhere."""
+    rows = np.full(is_used.shape, padding, dtype=values.dtype)
+    rows[is_used] = values
     return rows

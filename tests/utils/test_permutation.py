@@ -10,7 +10,7 @@ from conftest import make_xlnet
 from torch.nn.functional import cross_entropy
 
 from utils.collators import PermutationLMCollator
-from utils.modeling import use_summed_loss
+from utils.modeling import use_factorization_order, use_summed_loss
 
 
 def make_examples(tokenizer, lengths, epoch: int = 0) -> list[dict]:
@@ -25,16 +25,22 @@ def make_examples(tokenizer, lengths, epoch: int = 0) -> list[dict]:
 
 
 def targets_of(batch: dict[str, torch.Tensor], row: int) -> list[int]:
-    """The places of an example's targets, as target_mapping has them."""
-    mapping = batch["target_mapping"][row]
-    used = batch["labels"][row] != -100
-    assert torch.equal(mapping.sum(dim=1), used.float())
-    return mapping[used].argmax(dim=1).tolist()
+    """The places of an example's targets."""
+    targets, labels = batch["targets"][row], batch["labels"][row]
+    assert torch.equal(targets >= 0, labels != -100)
+    assert torch.equal(batch["order"][row] >= 0, torch.isin(torch.arange(batch["order"].size(1)), targets))
+    return targets[targets >= 0].tolist()
+
+
+def is_hidden(batch: dict[str, torch.Tensor], row: int) -> torch.Tensor:
+    """The definition in plain Python: bool (length, length), whether token i does not see token j."""
+    order = batch["order"][row].tolist()
+    return torch.tensor([[j >= 0 and (i < 0 or i <= j) for j in order] for i in order])
 
 
 def spans_by_hand(generator: np.random.Generator, length: int, probability: float, max_span: int) -> list[range]:
     """The definition, one span after the other, with the draws that the collator takes from the same generator."""
-    sizes, places = generator.random((2, math.ceil(length * probability)))
+    sizes, places = generator.random((math.ceil(length * probability), 2)).T
     spans, total, start = [], 0, 0
     for size, place in zip(sizes, places, strict=True):
         size = 1 + int(size * max_span)
@@ -94,7 +100,7 @@ def test_who_sees_whom(framed_tokenizer):
     lengths = [3, 5, 8, 13, 21, 40]
     batch = PermutationLMCollator(framed_tokenizer, 3, 0.5, 4)(make_examples(framed_tokenizer, lengths))
     for row, length in enumerate(lengths):
-        hidden = batch["perm_mask"][row].bool()
+        hidden = is_hidden(batch, row)
         targets = targets_of(batch, row)
         others = [place for place in range(40) if place not in targets]
         assert not hidden[:, others].any()  # all see what is no target
@@ -112,7 +118,7 @@ def test_orders_are_uniform(framed_tokenizer):
     forward = {"neighbours": [0, 0], "ends": [0, 0]}
     for example in make_examples(framed_tokenizer, [40] * 400):
         batch = collator([example])
-        hidden, targets = batch["perm_mask"][0], targets_of(batch, 0)
+        hidden, targets = is_hidden(batch, 0), targets_of(batch, 0)
         pairs = list(zip(targets[::2], targets[1::2], strict=False))
         for name, some in (("neighbours", pairs), ("ends", [(targets[0], targets[-1])])):
             for first, last in some:
@@ -130,8 +136,8 @@ def test_where_all_are_targets_one_is_left_to_see(tokenizer, length):
     batch = PermutationLMCollator(tokenizer, 0, plm_probability=1.0)([example, longer])
     targets = targets_of(batch, 0)
     assert len(targets) == length - 1
-    visible = 1 - torch.maximum(batch["perm_mask"][0], 1.0 - batch["attention_mask"][0].float())
-    assert (visible[targets].sum(dim=1) > 0).all()
+    is_visible = ~is_hidden(batch, 0) & batch["attention_mask"][0].bool()
+    assert is_visible[targets].any(dim=1).all()
 
 
 def test_special_and_padding_tokens_are_no_targets(framed_tokenizer):
@@ -158,16 +164,16 @@ def test_an_example_is_the_same_in_any_batch(framed_tokenizer):
         alone = collator([example])
         for batch in (together, padded):
             assert targets_of(batch, row) == targets_of(alone, 0)
-            assert torch.equal(batch["perm_mask"][row, :length, :length], alone["perm_mask"][0])
-            assert not batch["perm_mask"][row, :, length:].any()
+            assert torch.equal(batch["order"][row, :length], alone["order"][0])
+            assert (batch["order"][row, length:] == -1).all()
     (example,) = make_examples(framed_tokenizer, [64])
-    masks = [
-        PermutationLMCollator(framed_tokenizer, seed)([{**example, "epoch": epoch, "index": index}])["perm_mask"]
+    orders = [
+        PermutationLMCollator(framed_tokenizer, seed)([{**example, "epoch": epoch, "index": index}])["order"]
         for seed, epoch, index in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
     ]
     for i in range(4):
         for j in range(i):
-            assert not torch.equal(masks[i], masks[j])
+            assert not torch.equal(orders[i], orders[j])
 
 
 @pytest.mark.parametrize("probability", [1 / 6, 0.37, 1.0])
@@ -186,8 +192,10 @@ def test_an_example_without_targets(framed_tokenizer):
     example = {"input_ids": np.array([0, 2], dtype=np.uint16), "index": 0, "epoch": 0}
     batch = PermutationLMCollator(framed_tokenizer, 0)([example])
     assert batch["labels"].tolist() == [[-100]]
-    assert batch["target_mapping"].tolist() == [[[0.0, 0.0]]]
+    assert batch["targets"].tolist() == [[-1]]
+    assert batch["order"].tolist() == [[-1, -1]]
     model = make_xlnet(300)
+    use_factorization_order(model)
     use_summed_loss(model, shift=False)
     loss = model.train()(**batch)["loss"]
     loss.backward()
@@ -214,15 +222,17 @@ def test_loss_and_gradients_are_those_of_the_identity_mapping(framed_tokenizer, 
     for row in range(size):
         targets = targets_of(batch, row)
         labels[row, targets] = batch["input_ids"][row, targets]
+    perm_mask = torch.stack([is_hidden(batch, row) for row in range(size)]).float()
     logits = plain(
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],
-        perm_mask=batch["perm_mask"],
+        perm_mask=perm_mask,
         target_mapping=torch.eye(length).expand(size, -1, -1),
     ).logits
     expected = cross_entropy(logits.flatten(0, 1), labels.flatten())
     expected.backward()
 
+    use_factorization_order(model)
     use_summed_loss(model, shift=False)
     seen = []
     model.lm_loss.register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape)))
@@ -241,7 +251,7 @@ def test_loss_and_gradients_are_those_of_the_identity_mapping(framed_tokenizer, 
         best = plain.eval()(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
-            perm_mask=batch["perm_mask"],
+            perm_mask=perm_mask,
             target_mapping=torch.eye(length).expand(size, -1, -1),
         ).logits.argmax(dim=-1)
     assert scores["loss"].item() == pytest.approx(expected.item() * num_targets.item(), rel=1e-6)
@@ -257,15 +267,17 @@ def test_no_target_depends_on_what_is_hidden_from_it(framed_tokenizer):
     batch = ragged_batch(framed_tokenizer)
     embeddings = model.transformer.word_embedding(batch["input_ids"]).detach().requires_grad_()
     inputs = {key: value for key, value in batch.items() if key not in ("input_ids", "labels")}
+    use_factorization_order(model)
     logits = model(inputs_embeds=embeddings, **inputs).logits
     num_hidden = 0
     for row in range(len(embeddings)):
         for column, target in enumerate(targets_of(batch, row)):
             (gradient,) = torch.autograd.grad(logits[row, column].square().sum(), embeddings, retain_graph=True)
-            is_hidden = batch["perm_mask"][row, target].bool() | (batch["attention_mask"][row] == 0)
-            assert not gradient[row, is_hidden].any()
-            assert gradient[row, ~is_hidden].any(dim=1).all()
-            num_hidden += int(is_hidden[: batch["attention_mask"][row].sum()].sum())
+            is_token = batch["attention_mask"][row].bool()
+            hidden = is_hidden(batch, row)[target] | ~is_token
+            assert not gradient[row, hidden].any()
+            assert gradient[row, ~hidden].any(dim=1).all()
+            num_hidden += int((hidden & is_token).sum())
     assert num_hidden > 30
 
 
@@ -277,7 +289,8 @@ def test_changing_a_hidden_token_changes_no_earlier_target(framed_tokenizer):
     batch = collator([example])
     targets = targets_of(batch, 0)
     del batch["labels"]
-    hidden = batch["perm_mask"][0].bool()
+    hidden = is_hidden(batch, 0)
+    use_factorization_order(model)
     assert len(targets) >= 5
     with torch.no_grad():
         before = model(**batch).logits[0]
