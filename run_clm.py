@@ -17,6 +17,13 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
+from utils.adapter_setup import (
+    AdapterArguments,
+    add_adapter,
+    check_adapter_arguments,
+    save_merged_model,
+    usage_snippet,
+)
 from utils.arguments import DataArguments, LMTrainingArguments, ModelArguments
 from utils.blocks import PackedBlocks, require_one_block
 from utils.collators import CausalLMCollator
@@ -78,11 +85,12 @@ def sample_text(model, tokenizer, num_tokens: int, prompt_ids: np.ndarray) -> st
 @entry_point
 def main(args: list[str] | None = None) -> None:
     # Arguments: whatever can be found wrong without reading the text is found wrong here
-    model_args, data_args, clm_args, training_args = parse_arguments(
-        ModelArguments, DataArguments, CausalLMArguments, LMTrainingArguments, args=args
+    model_args, data_args, clm_args, adapter_args, training_args = parse_arguments(
+        ModelArguments, DataArguments, CausalLMArguments, AdapterArguments, LMTrainingArguments, args=args
     )
     checkpoint = None if data_args.preprocess_only else find_checkpoint(training_args)
     config = load_config(model_args, AutoModelForCausalLM, MODEL_TYPES, data_args.block_size)
+    check_adapter_arguments(adapter_args, model_args, training_args, config.model_type)
     metric = load_metric(training_args.metric)
     set_seed(training_args.seed)
 
@@ -114,8 +122,13 @@ def main(args: list[str] | None = None) -> None:
         print_counts(blocks, training_args)
         return
 
-    # Model: its forward sums the loss over the targets, and needs no attention mask since padding is on the right
+    # Model
     model = load_model(AutoModelForCausalLM, config, model_args, tokenizer)
+
+    # Adapter: with --train_adapter, all that is trained
+    adapter = add_adapter(model, adapter_args, model_args, data_args)
+
+    # Loss: summed over the targets; attention needs no mask, since padding is on the right
     use_summed_loss(model, shift=True, label_smoothing=training_args.label_smoothing_factor)
     use_maskless_attention(model)
 
@@ -130,6 +143,7 @@ def main(args: list[str] | None = None) -> None:
         eval_dataset=blocks.get("validation"),
         data_collator=data_collator,
         processing_class=tokenizer,
+        adapter=adapter,
         metric=metric,
     )
 
@@ -152,9 +166,12 @@ def main(args: list[str] | None = None) -> None:
         trainer.save_state()
     if trainer.is_world_process_zero():
         if training_args.do_train:
-            write_model_card(trainer, model_args, data_args, results, "text-generation", OBJECTIVE, SNIPPET)
+            snippet = SNIPPET if adapter is None else usage_snippet(adapter, model, AutoModelForCausalLM)
+            write_model_card(trainer, model_args, data_args, results, "text-generation", OBJECTIVE, snippet)
         if clm_args.sample_tokens:
             print(sample_text(model, tokenizer, clm_args.sample_tokens, list(blocks.values())[-1][0]["input_ids"]))
+        if adapter_args.merge_adapter:
+            save_merged_model(model, adapter, tokenizer, training_args.output_dir)
         print_summary(results, training_args.output_dir)
     if training_args.push_to_hub:
         trainer.push_to_hub()

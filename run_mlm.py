@@ -12,6 +12,13 @@ from dataclasses import dataclass, field
 from transformers import AutoModelForMaskedLM, set_seed
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from utils.adapter_setup import (
+    AdapterArguments,
+    add_adapter,
+    check_adapter_arguments,
+    save_merged_model,
+    usage_snippet,
+)
 from utils.arguments import DataArguments, LMTrainingArguments, ModelArguments
 from utils.blocks import FramedBlocks, LineBlocks, LineByLineArguments, require_one_block
 from utils.collators import MaskedLMCollator
@@ -78,12 +85,13 @@ def document_text(row: dict) -> str | None:
 @entry_point
 def main(args: list[str] | None = None) -> None:
     # Arguments: whatever can be found wrong without reading the text is found wrong here
-    model_args, data_args, mlm_args, training_args = parse_arguments(
-        ModelArguments, DataArguments, MaskedLMArguments, LMTrainingArguments, args=args
+    model_args, data_args, mlm_args, adapter_args, training_args = parse_arguments(
+        ModelArguments, DataArguments, MaskedLMArguments, AdapterArguments, LMTrainingArguments, args=args
     )
     mlm_args.fit(data_args, training_args)
     checkpoint = None if data_args.preprocess_only else find_checkpoint(training_args)
     config = load_config(model_args, AutoModelForMaskedLM, MODEL_TYPES, data_args.block_size)
+    check_adapter_arguments(adapter_args, model_args, training_args, config.model_type)
     metric = load_metric(training_args.metric)
     set_seed(training_args.seed)
 
@@ -116,8 +124,13 @@ def main(args: list[str] | None = None) -> None:
         print_counts(blocks, training_args)
         return
 
-    # Model: its forward sums the loss over the targets, where alone its vocabulary head runs
+    # Model
     model = load_model(AutoModelForMaskedLM, config, model_args, tokenizer)
+
+    # Adapter: with --train_adapter, all that is trained
+    adapter = add_adapter(model, adapter_args, model_args, data_args)
+
+    # Loss: summed over the targets, where alone the vocabulary head runs
     use_summed_loss(model, shift=False, label_smoothing=training_args.label_smoothing_factor)
 
     # Collator: some tokens are masked, and are the targets; which ones, seed, epoch and example decide
@@ -139,6 +152,7 @@ def main(args: list[str] | None = None) -> None:
         eval_dataset=blocks.get("validation"),
         data_collator=data_collator,
         processing_class=tokenizer,
+        adapter=adapter,
         metric=metric,
         target_name="masked_tokens",
     )
@@ -162,9 +176,12 @@ def main(args: list[str] | None = None) -> None:
         trainer.save_state()
     if trainer.is_world_process_zero():
         if training_args.do_train:
-            snippet = SNIPPET.replace("{mask}", tokenizer.mask_token)
+            snippet = SNIPPET if adapter is None else usage_snippet(adapter, model, AutoModelForMaskedLM)
+            snippet = snippet.replace("{mask}", tokenizer.mask_token)
             settings = dataclasses.asdict(mlm_args)
             write_model_card(trainer, model_args, data_args, results, "fill-mask", OBJECTIVE, snippet, settings)
+        if adapter_args.merge_adapter:
+            save_merged_model(model, adapter, tokenizer, training_args.output_dir)
         print_summary(results, training_args.output_dir)
     if training_args.push_to_hub:
         trainer.push_to_hub()

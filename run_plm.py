@@ -12,6 +12,13 @@ from dataclasses import dataclass, field
 
 from transformers import AutoModelForCausalLM, set_seed
 
+from utils.adapter_setup import (
+    AdapterArguments,
+    add_adapter,
+    check_adapter_arguments,
+    save_merged_model,
+    usage_snippet,
+)
 from utils.arguments import DataArguments, LMTrainingArguments, ModelArguments
 from utils.blocks import FramedBlocks, LineBlocks, LineByLineArguments, require_one_block
 from utils.collators import PermutationLMCollator
@@ -66,14 +73,15 @@ def document_text(row: dict) -> str | None:
 @entry_point
 def main(args: list[str] | None = None) -> None:
     # Arguments: whatever can be found wrong without reading the text is found wrong here
-    model_args, data_args, plm_args, training_args = parse_arguments(
-        ModelArguments, DataArguments, PermutationLMArguments, LMTrainingArguments, args=args
+    model_args, data_args, plm_args, adapter_args, training_args = parse_arguments(
+        ModelArguments, DataArguments, PermutationLMArguments, AdapterArguments, LMTrainingArguments, args=args
     )
     plm_args.fit(data_args, training_args)
     if plm_args.max_span_length > (data_args.block_size or MOST_TOKENS):
         raise UsageError(f"--max_span_length {plm_args.max_span_length} is more than an example has tokens: give less")
     checkpoint = None if data_args.preprocess_only else find_checkpoint(training_args)
     config = load_config(model_args, AutoModelForCausalLM, ["xlnet"], data_args.block_size)
+    check_adapter_arguments(adapter_args, model_args, training_args, config.model_type)
     metric = load_metric(training_args.metric)
     set_seed(training_args.seed)
 
@@ -105,8 +113,13 @@ def main(args: list[str] | None = None) -> None:
         print_counts(blocks, training_args)
         return
 
-    # Model: its forward sums the loss over the targets, where alone its query stream and vocabulary head run
+    # Model
     model = load_model(AutoModelForCausalLM, config, model_args, tokenizer)
+
+    # Adapter: with --train_adapter, all that is trained
+    adapter = add_adapter(model, adapter_args, model_args, data_args)
+
+    # Loss: summed over the targets, where alone the query stream and the vocabulary head run
     use_factorization_order(model)
     use_summed_loss(model, shift=False, label_smoothing=training_args.label_smoothing_factor)
 
@@ -127,6 +140,7 @@ def main(args: list[str] | None = None) -> None:
         eval_dataset=blocks.get("validation"),
         data_collator=data_collator,
         processing_class=tokenizer,
+        adapter=adapter,
         metric=metric,
         target_name="predicted_tokens",
     )
@@ -150,8 +164,11 @@ def main(args: list[str] | None = None) -> None:
         trainer.save_state()
     if trainer.is_world_process_zero():
         if training_args.do_train:
+            snippet = SNIPPET if adapter is None else usage_snippet(adapter, model, AutoModelForCausalLM)
             settings = dataclasses.asdict(plm_args)
-            write_model_card(trainer, model_args, data_args, results, "text-generation", OBJECTIVE, SNIPPET, settings)
+            write_model_card(trainer, model_args, data_args, results, "text-generation", OBJECTIVE, snippet, settings)
+        if adapter_args.merge_adapter:
+            save_merged_model(model, adapter, tokenizer, training_args.output_dir)
         print_summary(results, training_args.output_dir)
     if training_args.push_to_hub:
         trainer.push_to_hub()

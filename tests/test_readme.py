@@ -10,6 +10,7 @@ from conftest import ROOT
 import run_clm
 import run_mlm
 import run_plm
+from utils.adapter_setup import AdapterArguments
 from utils.arguments import DataArguments, LMTrainingArguments, ModelArguments
 from utils.command_line import parse_arguments
 
@@ -33,7 +34,7 @@ def test_commands_parse(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     words = shlex.split(command)
     script = next(index for index, word in enumerate(words) if word.endswith(".py"))
-    dataclasses = (ModelArguments, DataArguments, OWN_ARGUMENTS[words[script]], LMTrainingArguments)
+    dataclasses = (ModelArguments, DataArguments, OWN_ARGUMENTS[words[script]], AdapterArguments, LMTrainingArguments)
     *_, training_args = parse_arguments(*dataclasses, args=words[script + 1 :])
     assert training_args.run_args
 
@@ -46,7 +47,7 @@ def test_there_are_commands():
 def test_recipes_parse(recipe):
     """And their header names the command that runs them."""
     script = re.search(r"python (run_\w+\.py) recipes/" + recipe.name, recipe.read_text()).group(1)
-    dataclasses = (ModelArguments, DataArguments, OWN_ARGUMENTS[script], LMTrainingArguments)
+    dataclasses = (ModelArguments, DataArguments, OWN_ARGUMENTS[script], AdapterArguments, LMTrainingArguments)
     *_, training_args = parse_arguments(*dataclasses, args=[str(recipe)])
     assert set(training_args.run_args) == set(yaml.safe_load(recipe.read_text()))
 

@@ -50,6 +50,10 @@ def load_model(
         auto_class: for instance AutoModelForCausalLM.
         config: from `load_config`, which checked it.
 
+    Returns:
+        The model, with a list `new_weights`: the names of the parameters that the checkpoint does not have, or not in
+        this size; empty for a model from scratch.
+
     Raises:
         UsageError: no weights, weights that do not fit or are not plain tensors, or a vocabulary that is too small.
     """
@@ -71,8 +75,9 @@ def load_model(
             )
         except (OSError, ValueError, ImportError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
             raise UsageError(f"--model_name_or_path {model_args.model_name_or_path}{attention}: {error}") from error
-        if loading_info["missing_keys"]:
-            untrained = sorted({name.split(".")[0] for name in loading_info["missing_keys"]})
+        new_weights = sorted(loading_info["missing_keys"])
+        if new_weights:
+            untrained = sorted({name.split(".")[0] for name in new_weights})
             logger.info(
                 "model: %s has no weights for %s of %s, which start untrained",
                 model_args.model_name_or_path, ", ".join(untrained), type(model).__name__,
@@ -82,7 +87,9 @@ def load_model(
                 "model: embeddings grow from %s to %s", model.get_input_embeddings().num_embeddings, num_tokens
             )
             model.resize_token_embeddings(num_tokens)
+            new_weights += [name for name, weight in model.named_parameters() if len(weight) == num_tokens]
     else:
+        new_weights = []
         fit_config_to_tokenizer(config, tokenizer, num_tokens, model_args.config_overrides)
         if dtype != "auto":
             options["dtype"] = dtype
@@ -94,6 +101,7 @@ def load_model(
         accepted = inspect.signature(type(model).forward).parameters
         names = [name for name in tokenizer.model_input_names if name in accepted]
         tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
+    model.new_weights = new_weights
     _use_fast_gelu(model)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     logger.info(
@@ -228,8 +236,12 @@ def _prediction_head(model: PreTrainedModel) -> str | None:
 
 @contextlib.contextmanager
 def _rows_selected(module: nn.Module, is_selected: torch.Tensor) -> Iterator[None]:
-    """Within the block, `module` sees of its first argument (batch, length, ...) the selected rows (selected, ...)."""
-    hook = module.register_forward_pre_hook(lambda module, inputs: (inputs[0][is_selected], *inputs[1:]))
+    """Within the block, `module` sees of its first argument (batch, length, ...) the selected rows (selected, ...).
+
+    What prompt tuning put before the first of them is left out.
+    """
+    length = is_selected.size(1)
+    hook = module.register_forward_pre_hook(lambda module, inputs: (inputs[0][:, -length:][is_selected], *inputs[1:]))
     try:
         yield
     finally:

@@ -89,7 +89,7 @@ def write_model_card(
     is_hub_name = data_args.dataset_name and not data_args.dataset_name.startswith("builtin/")
     metadata = ModelCardData(
         model_name=Path(name).name,
-        library_name="transformers",
+        library_name="transformers" if trainer.adapter is None else "adapters",
         pipeline_tag=task,
         tags=["generated-from-trainer", trainer.model.config.model_type],
         datasets=[data_args.dataset_name] if is_hub_name and not Path(data_args.dataset_name).exists() else None,
@@ -97,7 +97,11 @@ def write_model_card(
         eval_results=eval_results or None,
     )
     origin = f"`{model_args.model_name_or_path}`" if model_args.model_name_or_path else "random weights"
-    num_parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    num_parameters = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
+    what, preposition = type(trainer.model).__name__, "from"
+    if trainer.adapter is not None:
+        origin = "random weights, which are saved with it" if trainer.adapter.base is None else origin
+        what, preposition = f"The adapter `{trainer.adapter.name}` of {what}", "for"
     settings = {"block_size": trainer.train_dataset.block_size, "steps": trainer.state.max_steps}
     settings |= (objective_settings or {}) | {key: getattr(args, key) for key in SHOWN_ARGUMENTS}
     versions = {
@@ -110,7 +114,7 @@ def write_model_card(
 
 # {Path(name).name}
 
-{type(trainer.model).__name__}, {num_parameters:,} parameters, trained from {origin} on {corpus}. {objective}
+{what}, {num_parameters:,} parameters, trained {preposition} {origin} on {corpus}. {objective}
 
 ## Use
 

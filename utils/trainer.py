@@ -18,6 +18,7 @@ from transformers.trainer_callback import (
     TrainerCallback,
 )
 
+from utils.adapter_setup import Adapter, GradientCheck, load_saved_adapter, save_adapter
 from utils.arguments import LMTrainingArguments
 from utils.blocks import LengthGroups
 from utils.command_line import UsageError
@@ -81,13 +82,22 @@ class LMTrainer(Trainer):
         model: prepared by `use_summed_loss`.
         args: LMTrainingArguments.
         eval_dataset: a map-style data set. If it has `target_bytes`, bits per byte are reported.
+        adapter: what alone is trained and saved, from `add_adapter`; None to train and save the model.
         metric: a metric of `evaluate` over predictions and references at the targets.
         target_name: what the results call the number of targets, after `eval_`. If it is not "tokens", the targets are
             not all tokens, and `eval_tokens_per_second` is about the tokens that the model read.
         kwargs: as for transformers' Trainer.
     """
 
-    def __init__(self, model, args: LMTrainingArguments, metric=None, target_name: str = "tokens", **kwargs):
+    def __init__(
+        self,
+        model,
+        args: LMTrainingArguments,
+        adapter: Adapter | None = None,
+        metric=None,
+        target_name: str = "tokens",
+        **kwargs,
+    ):
         if not sums_loss(model):
             raise ValueError("LMTrainer divides summed losses: call use_summed_loss(model, ...) first")
         if args.do_train and model.dtype == torch.float16:
@@ -98,6 +108,9 @@ class LMTrainer(Trainer):
         for flag in WITHOUT_EFFECT:
             if flag in args.run_args:
                 logger.warning("--%s has no effect in this suite", flag)
+        self.adapter = adapter
+        if adapter is not None:
+            self.add_callback(GradientCheck)
         self.metric = metric
         self.target_name = target_name
         self.model_accepts_loss_kwargs = True  # the loss is divided by the number of items, not by accumulation steps
@@ -306,9 +319,24 @@ class LMTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         output_dir = output_dir or self.args.output_dir
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        model.save_pretrained(output_dir, state_dict=state_dict)
+        if self.adapter is None:
+            model.save_pretrained(output_dir, state_dict=state_dict)
+        else:
+            save_adapter(model, self.adapter, output_dir)
         self.processing_class.save_pretrained(output_dir)
         write_run_args(output_dir, self.args.run_args)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        if self.adapter is None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_saved_adapter(self.model, self.adapter, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        if self.adapter is None:
+            super()._load_best_model()
+        else:
+            load_saved_adapter(self.model, self.adapter, self.state.best_model_checkpoint)
 
     def _align_special_tokens(self) -> None:
         """Trainer would give the model the tokenizer's special ids, also where --config_overrides says otherwise."""

@@ -1,0 +1,465 @@
+"""Adapters in every script: what is trained, what is saved, and that its folder is enough to get the same model."""
+
+import hashlib
+import json
+import re
+
+import pytest
+import torch
+from adapters import ADAPTER_CONFIG_MAP
+from conftest import ROOT, make_lines, make_xlnet, run_python
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+)
+
+import run_clm
+import run_mlm
+import run_plm
+from utils.adapter_setup import safe_name
+
+
+SCRIPTS = {"gpt2": run_clm, "llama": run_clm, "bert": run_mlm, "roberta": run_mlm, "xlnet": run_plm}
+EXACT = ("par_bn", "lora", "ia3")  # start as the identity
+
+
+@pytest.fixture
+def base(tmp_path, checkpoint, masked_checkpoint, framed_tokenizer):
+    """`base("gpt2")`: the folder of a small random model with its tokenizer."""
+
+    def save(model_type: str):
+        if model_type in ("gpt2", "llama"):
+            return checkpoint(model_type)
+        if model_type == "roberta":
+            return masked_checkpoint(model_type)
+        folder = tmp_path / f"{model_type}-checkpoint"
+        if model_type == "xlnet":
+            make_xlnet(len(framed_tokenizer)).save_pretrained(folder)
+        else:
+            make_bert(len(framed_tokenizer)).save_pretrained(folder)
+        framed_tokenizer.save_pretrained(folder)
+        return folder
+
+    return save
+
+
+def make_bert(vocab_size: int) -> BertForMaskedLM:
+    """Without the names that other architectures have for its sizes, which the library would read too."""
+    torch.manual_seed(0)
+    config = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.3}
+    return BertForMaskedLM(BertConfig(**config, vocab_size=vocab_size, max_position_embeddings=64, pad_token_id=1))
+
+
+@pytest.fixture
+def train(run, train_file, validation_file, tmp_path):
+    """`train(folder, script, name, *flags)`: a few steps of training an adapter, in the folder `name`."""
+
+    def call(folder, script, name: str, *flags) -> dict:
+        return run(
+            tmp_path / name, "--model_name_or_path", folder, "--train_file", train_file, "--validation_file",
+            validation_file, "--do_train", "--do_eval", "--max_seq_length", 32, "--max_steps", 4, "--learning_rate",
+            "1e-2", "--train_adapter", *flags, script=script,
+        )  # fmt: skip
+
+    return call
+
+
+@pytest.fixture
+def evaluate(run, validation_file, tmp_path):
+    """`evaluate(folder, script, name, *flags)`: the evaluation that `train` ends with, of another model."""
+
+    def call(folder, script, name: str, *flags) -> dict:
+        data = ["--validation_file", validation_file, "--do_eval", "--max_seq_length", 32]
+        return run(tmp_path / name, "--model_name_or_path", folder, *data, *flags, script=script)
+
+    return call
+
+
+def digest(path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def trained_weights(output_dir) -> dict[str, torch.Tensor]:
+    return load_file(output_dir / "adapter.safetensors")
+
+
+MATRIX = [
+    *[
+        ("gpt2", config)
+        for config in ("seq_bn", "lora", "prefix_tuning", "compacter++[phm_dim=1]", "mam", "seq_bn_inv")
+    ],
+    *[("llama", config) for config in ("double_seq_bn[reduction_factor=8]", "lora", "ia3", "loreft", "prefix_tuning")],
+    *[("bert", config) for config in ("seq_bn", "lora", "prefix_tuning", "prompt_tuning", "unipelt", "seq_bn_inv")],
+    *[("roberta", config) for config in ("par_bn", "ia3", "loreft", "seq_bn|lora")],
+    *[("xlnet", config) for config in ("seq_bn", "double_seq_bn", "par_bn")],
+]
+
+
+@pytest.mark.parametrize(("model_type", "config"), MATRIX)
+def test_train_save_reload(model_type, config, base, train, evaluate, tmp_path):
+    """Training changes the loss; loading what it saved onto the base, whose file stays as it was, gives that loss."""
+    folder, script = base(model_type), SCRIPTS[model_type]
+    before = digest(folder / "model.safetensors")
+    results = train(folder, script, "out", "--adapter_config", config)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    plain = evaluate(folder, script, "plain")
+    loaded = evaluate(folder, script, "loaded", "--load_adapter", tmp_path / "out")
+    assert abs(results["eval_loss"] - plain["eval_loss"]) > 1e-3
+    assert loaded["eval_loss"] == pytest.approx(results["eval_loss"], abs=1e-6)
+    assert digest(folder / "model.safetensors") == before
+
+
+@pytest.mark.parametrize("model_type", sorted(SCRIPTS))
+def test_an_untrained_adapter_changes_nothing(model_type, base, evaluate):
+    """The model keeps its own head: with an adapter that starts as the identity it evaluates as before."""
+    folder, script = base(model_type), SCRIPTS[model_type]
+    plain = evaluate(folder, script, "plain")
+    for config in EXACT if model_type != "xlnet" else ("par_bn",):
+        results = evaluate(folder, script, config, "--train_adapter", "--adapter_config", config)
+        assert results["eval_loss"] == pytest.approx(plain["eval_loss"], abs=1e-6)
+    for config in ("seq_bn", "double_seq_bn"):  # drawn near the identity, not at it
+        results = evaluate(folder, script, config, "--train_adapter", "--adapter_config", config)
+        assert results["eval_loss"] == pytest.approx(plain["eval_loss"], abs=5e-3)
+
+
+def watch_training(monkeypatch, script) -> dict:
+    """The weights of the model before training, and the model itself."""
+    seen = {}
+
+    class Watched(script.LMTrainer):
+        def train(self, *args, **kwargs):
+            seen["model"] = self.model
+            seen["before"] = {name: weight.detach().clone() for name, weight in self.model.named_parameters()}
+            return super().train(*args, **kwargs)
+
+    monkeypatch.setattr(script, "LMTrainer", Watched)
+    return seen
+
+
+@pytest.mark.parametrize("model_type", sorted(SCRIPTS))
+def test_the_adapter_alone_is_trained(model_type, base, train, monkeypatch, caplog):
+    """Bit for bit: all of the base and its head stays, all of the adapter changes; and the count that is logged."""
+    caplog.set_level("INFO", "utils")
+    seen = watch_training(monkeypatch, SCRIPTS[model_type])
+    train(base(model_type), SCRIPTS[model_type], "out", "--adapter_name", "mine")
+    num_trained = 0
+    for name, weight in seen["model"].named_parameters():
+        is_adapter = ".adapters.mine." in name
+        assert torch.equal(weight, seen["before"][name]) != is_adapter, name
+        assert weight.requires_grad == is_adapter
+        num_trained += is_adapter * weight.numel()
+    assert f"adapter: mine, {num_trained:,} of " in caplog.text
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "bert", "xlnet"])
+def test_the_snippet_of_the_card_gives_the_model(model_type, base, train, validation_file, tmp_path):
+    """In a fresh process, in plain PyTorch: the same loss as at the end of the training."""
+    config = "prefix_tuning" if model_type == "gpt2" else "seq_bn"
+    results = train(base(model_type), SCRIPTS[model_type], "out", "--adapter_config", config)
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.library_name == "adapters"
+    assert card.data.base_model == str(base(model_type))
+    snippet = re.search(r"```python\n(.*?)```", card.content, re.DOTALL).group(1)
+    assert "init_xlnet" in snippet if model_type == "xlnet" else "adapters.init(model)" in snippet
+    count = f"""
+import sys
+import numpy as np
+import torch
+from utils.blocks import FramedBlocks, PackedBlocks
+from utils.collators import CausalLMCollator, MaskedLMCollator, PermutationLMCollator
+from utils.modeling import use_factorization_order
+from utils.tokenization import frame_of
+
+text = open({str(validation_file)!r}).read()
+ids = sum((tokenizer(line, add_special_tokens=False)["input_ids"] for line in text.splitlines(keepends=True)), [])
+kind = {model_type!r}
+first, last = ([], []) if kind == "gpt2" else frame_of(tokenizer)
+size = 32 - len(first) - len(last)
+collators = {{"bert": MaskedLMCollator, "xlnet": PermutationLMCollator}}
+use_factorization_order(model)
+nll, targets = 0.0, 0
+for index, start in enumerate(range(0, len(ids), size)):
+    example = {{"input_ids": np.array(first + ids[start : start + size] + last), "index": index, "epoch": 0}}
+    batch = CausalLMCollator(tokenizer)([example]) if kind == "gpt2" else collators[kind](tokenizer, 42)([example])
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        logits = model.eval()(**batch).logits
+    if kind == "gpt2":
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    nll += torch.nn.functional.cross_entropy(logits.double().flatten(0, 1), labels.flatten(), reduction="sum").item()
+    targets += (labels != -100).sum().item()
+print(nll / targets)
+"""
+    printed = run_python("-c", snippet + count, PYTHONPATH=str(ROOT)).stdout
+    assert float(printed.split()[-1]) == pytest.approx(results["eval_loss"], abs=1e-5)
+
+
+def test_from_scratch_the_base_is_saved_too(run, evaluate, train_file, validation_file, tmp_path):
+    """An adapter without its random base would be lost."""
+    results = run(
+        tmp_path / "out", "--model_type", "gpt2", "--train_tokenizer", "bpe", "--vocab_size", 300,
+        "--config_overrides", "n_layer=2,n_embd=16,n_head=2", "--train_file", train_file, "--validation_file",
+        validation_file, "--block_size", 32, "--max_steps", 3, "--learning_rate", "1e-2", "--train_adapter",
+    )  # fmt: skip
+    loaded = evaluate(tmp_path / "out", run_clm, "loaded", "--load_adapter", tmp_path / "out")
+    assert loaded["eval_loss"] == pytest.approx(results["eval_loss"], abs=1e-6)
+    without = evaluate(tmp_path / "out", run_clm, "without")
+    assert abs(without["eval_loss"] - results["eval_loss"]) > 1e-4
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    assert not any("adapters" in name for name in weights)
+    snippet = re.search(r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.DOTALL).group(1)
+    assert ".from_pretrained(folder)" in snippet
+
+
+def test_a_new_head_is_trained_and_saved(base, train, evaluate, framed_tokenizer, tmp_path):
+    """Of a checkpoint that has none: the adapter would be of no use without it."""
+    folder = tmp_path / "encoder"
+    BertModel(make_bert(len(framed_tokenizer)).config).save_pretrained(folder)
+    framed_tokenizer.save_pretrained(folder)
+    results = train(folder, run_mlm, "out")
+    saved = load_file(tmp_path / "out" / "model_weights.safetensors")
+    assert {name.split(".")[0] for name in saved} == {"cls"}
+    loaded = evaluate(folder, run_mlm, "loaded", "--load_adapter", tmp_path / "out")
+    assert loaded["eval_loss"] == pytest.approx(results["eval_loss"], abs=1e-6)
+    assert "model_weights.safetensors" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "roberta"])
+def test_embeddings_of_new_tokens(model_type, base, train, evaluate, tmp_path, monkeypatch, caplog):
+    """They are saved in any case, and trained with --train_embeddings; without it one line says that they are not."""
+    folder, script = base(model_type), SCRIPTS[model_type]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["zebra", "quokka"])
+    tokenizer.save_pretrained(tmp_path / "larger")
+    more = ["--tokenizer_name", tmp_path / "larger"]
+    for name, flags in (("frozen", []), ("trained", ["--train_embeddings"])):
+        caplog.clear()
+        with monkeypatch.context() as patch:
+            seen = watch_training(patch, script)
+            results = train(folder, script, name, *more, *flags)
+            weight = seen["model"].get_input_embeddings().weight
+            key = next(key for key, value in seen["model"].named_parameters() if value is weight)
+            assert torch.equal(weight, seen["before"][key]) == (name == "frozen")
+        assert ("--train_embeddings trains them" in caplog.text) == (name == "frozen")
+        loaded = evaluate(folder, script, name + "2", *more, "--load_adapter", tmp_path / name)
+        assert loaded["eval_loss"] == pytest.approx(results["eval_loss"], abs=1e-6)
+        assert "resize_token_embeddings(302)" in (tmp_path / name / "README.md").read_text()
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama", "bert"])
+@pytest.mark.parametrize("config", ["lora", "ia3"])
+def test_a_merged_model_needs_no_library(model_type, config, base, train, evaluate, tmp_path):
+    results = train(base(model_type), SCRIPTS[model_type], "out", "--adapter_config", config, "--merge_adapter")
+    merged = tmp_path / "out" / "merged"
+    loaded = evaluate(merged, SCRIPTS[model_type], "loaded")
+    assert loaded["eval_loss"] == pytest.approx(results["eval_loss"], abs=1e-5)
+    assert set(load_file(merged / "model.safetensors")) == set(load_file(base(model_type) / "model.safetensors"))
+    auto_class = AutoModelForMaskedLM if model_type == "bert" else AutoModelForCausalLM
+    assert not hasattr(auto_class.from_pretrained(merged), "active_adapters_setup")
+
+
+def test_a_language_adapter_stays_as_it_is(base, train, evaluate, tmp_path):
+    folder = base("gpt2")
+    train(folder, run_clm, "lang", "--adapter_name", "english", "--adapter_config", "seq_bn_inv")
+    results = train(folder, run_clm, "task", "--adapter_name", "task", "--load_lang_adapter", tmp_path / "lang")
+    before, after = trained_weights(tmp_path / "lang"), trained_weights(tmp_path / "task" / "language_adapter")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    without = train(folder, run_clm, "alone", "--adapter_name", "task")
+    assert results["eval_loss"] != without["eval_loss"]
+    assert "adapters.Stack(language, task)" in (tmp_path / "task" / "README.md").read_text()
+
+
+def test_training_goes_on_from_a_saved_adapter(base, train, tmp_path):
+    folder = base("gpt2")
+    first = train(folder, run_clm, "first")
+    second = train(folder, run_clm, "second", "--load_adapter", tmp_path / "first", "--adapter_name", "more")
+    assert second["eval_loss"] < first["eval_loss"]
+    assert any(".adapters.more." in name for name in trained_weights(tmp_path / "second"))
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "xlnet"])
+def test_resumed_adapter_ends_as_the_uninterrupted_one(model_type, base, train, tmp_path, monkeypatch):
+    script = SCRIPTS[model_type]
+    flags = ["--save_strategy", "steps", "--save_steps", 1, "--max_steps", 6, "--save_total_limit", 2]
+    train(base(model_type), script, "whole", *flags)
+
+    class Killed(Exception):
+        pass
+
+    class Killer(script.LMTrainer):
+        def _save_checkpoint(self, *args):
+            super()._save_checkpoint(*args)
+            if self.state.global_step == 3:
+                raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(script, "LMTrainer", Killer)
+        train(base(model_type), script, "resumed", *flags)
+    train(base(model_type), script, "resumed", *flags)
+    whole, resumed = trained_weights(tmp_path / "whole"), trained_weights(tmp_path / "resumed")
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    checkpoints = sorted(path.name for path in (tmp_path / "resumed").glob("checkpoint-*"))
+    assert checkpoints == ["checkpoint-5", "checkpoint-6"]
+    # Only what is trained has a state: two moments and a step for each of its tensors.
+    optimizer = torch.load(tmp_path / "resumed" / "checkpoint-6" / "optimizer.pt", weights_only=True)
+    assert len(optimizer["state"]) == len(whole)
+    assert not (tmp_path / "resumed" / "checkpoint-6" / "model.safetensors").exists()
+
+
+def test_the_best_adapter_is_loaded_at_the_end(base, train, evaluate, tmp_path):
+    """Here the best is said to be the one with the highest loss, which is the first and not the last."""
+    folder = base("gpt2")
+    results = train(
+        folder, run_clm, "out", "--eval_strategy", "steps", "--eval_steps", 1, "--save_strategy", "steps",
+        "--save_steps", 1, "--load_best_model_at_end", "--metric_for_best_model", "loss", "--greater_is_better", "true",
+    )  # fmt: skip
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    first, *_, last, _ = [log["eval_loss"] for log in state["log_history"] if "eval_loss" in log]
+    assert last < first - 1e-3
+    assert results["eval_loss"] == pytest.approx(first, abs=1e-6)
+    loaded = evaluate(folder, run_clm, "loaded", "--load_adapter", tmp_path / "out")
+    assert loaded["eval_loss"] == pytest.approx(first, abs=1e-6)
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "bert"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--dtype", "bfloat16"],
+        ["--bf16", "true", "--use_cpu"],
+        ["--gradient_checkpointing"],
+        ["--gradient_accumulation_steps", "2"],
+    ],
+    ids=lambda flags: flags[0],
+)
+def test_other_ways_to_train(model_type, flags, base, train, evaluate, tmp_path):
+    folder, script = base(model_type), SCRIPTS[model_type]
+    for config in ("seq_bn", "lora"):
+        results = train(folder, script, config, "--adapter_config", config, *flags)
+        plain = evaluate(folder, script, config + "-plain")
+        assert results["eval_loss"] < plain["eval_loss"] - 1e-3
+        loaded = evaluate(folder, script, config + "2", "--load_adapter", tmp_path / config, *flags[:2])
+        assert loaded["eval_loss"] == pytest.approx(results["eval_loss"], abs=1e-6)
+
+
+def test_two_processes_are_one(base, train, train_file, validation_file, common_args, tmp_path):
+    folder = base("bert")
+    flags = ["--optim", "sgd", "--max_grad_norm", 0, "--use_cpu", "--max_train_samples", 16, "--adapter_name", "a"]
+    one = train(folder, run_mlm, "one", *flags, "--per_device_train_batch_size", 8)
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--standalone"]
+    run_python(
+        *launcher, ROOT / "run_mlm.py", "--output_dir", tmp_path / "two", *common_args, "--model_name_or_path", folder,
+        "--train_file", train_file, "--validation_file", validation_file, "--do_train", "--do_eval",
+        "--max_seq_length", 32, "--max_steps", 4, "--learning_rate", "1e-2", "--train_adapter", *flags,
+        "--per_device_train_batch_size", 4, OMP_NUM_THREADS="1",
+    )  # fmt: skip
+    two = json.loads((tmp_path / "two" / "all_results.json").read_text())
+    assert two["eval_loss"] == pytest.approx(one["eval_loss"], rel=1e-6)
+    expected = trained_weights(tmp_path / "one")
+    for name, weight in trained_weights(tmp_path / "two").items():
+        torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-6)
+
+
+def test_the_command_of_the_manual(checkpoint, train_file, validation_file, common_args, tmp_path):
+    """AdapterHub's, with a stand-in for gpt2; the output folder is there already."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    run_python(
+        "run_clm.py", "--model_name_or_path", checkpoint("gpt2"), "--train_file", train_file, "--validation_file",
+        validation_file, "--per_device_train_batch_size", 8, "--per_device_eval_batch_size", 8, "--do_train",
+        "--do_eval", "--output_dir", tmp_path / "out", "--train_adapter", "--adapter_config", "seq_bn",
+        "--overwrite_output_dir", *common_args[:2],
+    )  # fmt: skip
+    assert (tmp_path / "out" / "adapter.safetensors").is_file()
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+
+
+def test_what_gets_no_gradient_is_named(base, train, monkeypatch, capsys):
+    add_adapter = run_clm.add_adapter
+
+    def add_more(model, *args):
+        adapter = add_adapter(model, *args)
+        model.register_parameter("forgotten", torch.nn.Parameter(torch.zeros(3)))
+        return adapter
+
+    monkeypatch.setattr(run_clm, "add_adapter", add_more)
+    with pytest.raises(SystemExit) as stopped:
+        train(base("gpt2"), run_clm, "out")
+    assert stopped.value.code == 2
+    assert "no gradient reaches forgotten" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("wikitext", "wikitext"), ("Graphcore/wikipedia-bert-128", "Graphcore_wikipedia-bert-128"),
+        ("a.b c", "a_b_c"), ("keys", "keys_adapter"), ("...", "adapter"), ("train", "train_adapter"),
+    ],
+)  # fmt: skip
+def test_names_are_safe(name, expected):
+    assert safe_name(name) == expected
+    torch.nn.ModuleDict()[expected] = torch.nn.Identity()
+
+
+def test_the_name_comes_from_the_data(base, run, validation_file, tmp_path):
+    path = tmp_path / "my.little corpus.txt"
+    path.write_text("\n".join(make_lines(60)))
+    run(
+        tmp_path / "out", "--model_name_or_path", base("gpt2"), "--train_file", path, "--block_size", 32, "--do_train",
+        "--max_steps", 1, "--train_adapter",
+    )  # fmt: skip
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["name"] == "my_little_corpus"
+
+
+@pytest.mark.parametrize(
+    ("model_type", "flags", "named"),
+    [
+        ("gpt2", "--train_adapter --adapter_config seq_bm", ["--adapter_config seq_bm", *sorted(ADAPTER_CONFIG_MAP)]),
+        ("gpt2", "--train_adapter --adapter_config seq_bn[reduction_factr=8]", ["reduction_factr"]),
+        ("gpt2", "--train_adapter --adapter_config seq_bn[", ["--adapter_config seq_bn["]),
+        ("gpt2", "--train_adapter --adapter_config prompt_tuning", ["prompt_tuning", "gpt2", "lora"]),
+        ("gpt2", "--train_adapter --adapter_config compacter", ["--adapter_config compacter", "phm_dim"]),
+        ("gpt2", "--train_adapter --merge_adapter", ["--merge_adapter", "seq_bn", "lora"]),
+        ("gpt2", "--merge_adapter", ["--merge_adapter goes with --train_adapter"]),
+        ("gpt2", "--train_embeddings", ["--train_embeddings goes with --train_adapter"]),
+        ("gpt2", "--train_adapter --adapter_name a/b", ["--adapter_name a/b", "a_b"]),
+        ("gpt2", "--train_adapter --load_adapter no/such/adapter", ["--load_adapter no/such/adapter"]),
+        ("gpt2", "--do_train --load_adapter x", ["--load_adapter", "--train_adapter"]),
+        ("gpt2", "--train_adapter --lang_adapter_config seq_bn", ["--lang_adapter_config", "--load_lang_adapter"]),
+        ("xlnet", "--train_adapter --adapter_config lora", ["lora", "xlnet", "seq_bn, double_seq_bn, par_bn"]),
+        ("xlnet", "--train_adapter --adapter_config prefix_tuning", ["prefix_tuning", "seq_bn"]),
+    ],
+)
+def test_bad_flags_are_refused(model_type, flags, named, base, refused, train_file, validation_file):
+    data = ["--train_file", train_file, "--validation_file", validation_file, "--max_seq_length", 32]
+    line = refused("--model_name_or_path", base(model_type), *data, *flags.split(), script=SCRIPTS[model_type])
+    for part in named:
+        assert part in line
+
+
+def test_an_adapter_of_another_kind_of_model_is_refused(base, train, refused, train_file, tmp_path):
+    train(base("gpt2"), run_clm, "out")
+    flags = ["--model_name_or_path", base("llama"), "--train_file", train_file, "--block_size", 32]
+    line = refused(*flags, "--train_adapter", "--load_adapter", tmp_path / "out")
+    assert "gpt2-checkpoint" in line and "llama-checkpoint" in line
+
+
+def test_an_adapter_that_does_not_fit_is_refused(checkpoint, train, refused, train_file, tmp_path):
+    """Of the same kind of model, in another size."""
+    train(checkpoint("gpt2"), run_clm, "out")
+    wider = checkpoint("gpt2", n_embd=32)
+    line = refused(
+        "--model_name_or_path", wider, "--train_file", train_file, "--block_size", 32, "--train_adapter",
+        "--load_adapter", tmp_path / "out",
+    )  # fmt: skip
+    assert f"--load_adapter {tmp_path / 'out'}" in line
