@@ -320,7 +320,7 @@ def test_the_best_adapter_is_loaded_at_the_end(base, train, evaluate, tmp_path):
     folder = base("gpt2")
     results = train(
         folder, run_clm, "out", "--eval_strategy", "steps", "--eval_steps", 1, "--save_strategy", "steps",
-        "--save_steps", 1, "--load_best_model_at_end", "--metric_for_best_model", "loss", "--greater_is_better", "true",
+        "--save_steps", 1, "--load_best_model_at_end", "--metric_for_best_model", "loss", "--greater_is_better",
     )  # fmt: skip
     state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
     first, *_, last, _ = [log["eval_loss"] for log in state["log_history"] if "eval_loss" in log]
