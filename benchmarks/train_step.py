@@ -4,12 +4,14 @@
     python benchmarks/train_step.py --memory
     python benchmarks/train_step.py --objective mlm [--models bert-base roberta-base bert-small]
     python benchmarks/train_step.py --objective plm
+    python benchmarks/train_step.py --adapter seq_bn [--objective mlm]
 
 The first prints the seconds of a training step and the tokens a second of both ways, in training and in evaluation,
 and exits with 1 if their losses or accuracies differ. The second prints how much memory an evaluation takes on top of
 the model, and for four times as many blocks. The third compares the training steps of masked models, on the same
 masks, and the making of masked batches; the fourth likewise those of an XLNet, on the same targets in the same order.
-In float32, on synthetic tokens.
+The fifth trains an adapter, against the library's AdapterTrainer, and prints what it saves against training the whole
+model. In float32, on synthetic tokens.
 """
 
 import argparse
@@ -31,6 +33,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import adapters
 import datasets
 import numpy as np
 import torch
@@ -58,7 +61,8 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
-from utils.arguments import LMTrainingArguments
+from utils.adapter_setup import Adapter, AdapterArguments, add_adapter
+from utils.arguments import DataArguments, LMTrainingArguments, ModelArguments
 from utils.blocks import FramedBlocks, PackedBlocks
 from utils.collators import CausalLMCollator, MaskedLMCollator, PermutationLMCollator
 from utils.modeling import _use_fast_gelu, use_factorization_order, use_maskless_attention, use_summed_loss
@@ -99,6 +103,7 @@ SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS
 SPECIAL_TOKENS |= {"mask_token": "[MASK]"}  # with the ids 0 to 4
 XLNET = XLNetConfig(vocab_size=32000, n_layer=6, d_model=512, n_head=8, d_inner=2048, dropout=0.0, pad_token_id=0)
 LEAST_PERMUTED_RATIO = 1.5
+LEAST_ADAPTER_RATIOS = {"clm": 1.0, "mlm": 1.15}
 LEAST_COLLATING_RATIOS = {"mlm": 3.0, "plm": 20.0}
 COLLATED_BATCHES = 20  # in a repetition
 COLLATED_SHAPES = {"mlm": (32, 128), "plm": (32, 512)}
@@ -113,6 +118,8 @@ def main() -> int:
         if flags.memory:
             compare_memory(flags, Path(folder))
             return 0
+        if flags.adapter:
+            return 0 if compare_adapters(flags, Path(folder)) else 1
         if flags.objective == "mlm":
             return 0 if compare_masked(flags, Path(folder)) else 1
         if flags.objective == "plm":
@@ -131,6 +138,7 @@ def parse_flags() -> argparse.Namespace:
     )
     parser.add_argument("--objective", choices=list(DEFAULTS), default="clm", help="default: clm")
     parser.add_argument("--models", nargs="+", choices=list(MASKED_MODELS), help="of mlm (default: all)")
+    parser.add_argument("--adapter", help="of clm and mlm: train an adapter of this configuration, such as seq_bn")
     parser.add_argument("--n_layer", type=int, default=4, help="of clm")
     parser.add_argument("--n_embd", type=int, default=256, help="of clm: a multiple of 64, the size of a head")
     parser.add_argument("--vocab_size", type=int, default=50257, help="of clm")
@@ -161,6 +169,8 @@ def parse_flags() -> argparse.Namespace:
         parser.error("--models goes with --objective mlm")
     if flags.objective != "clm" and flags.memory:
         parser.error("--memory goes with --objective clm")
+    if flags.adapter and (flags.memory or flags.objective == "plm"):
+        parser.error("--adapter goes with --objective clm or mlm, without --memory")
     if flags.objective == "mlm":
         flags.models = list(dict.fromkeys(flags.models or MASKED_MODELS))
         if not 3 <= flags.block_size <= 512:
@@ -237,6 +247,7 @@ def causal_lm(flags: argparse.Namespace, folder: Path) -> Contest:
     def ours(num_eval_blocks: int = flags.eval_blocks) -> LMTrainer:
         model = new_model()
         _use_fast_gelu(model)  # as load_model does
+        adapter = our_adapter(model, flags)
         use_summed_loss(model, shift=True)
         use_maskless_attention(model)
         return LMTrainer(
@@ -246,11 +257,12 @@ def causal_lm(flags: argparse.Namespace, folder: Path) -> Contest:
             eval_dataset=PackedBlocks(eval_store, flags.block_size, num_eval_blocks),
             data_collator=CausalLMCollator(tokenizer),
             processing_class=tokenizer,
+            adapter=adapter,
         )
 
     def textbook(num_eval_blocks: int = flags.eval_blocks) -> Trainer:
         return plain_trainer(
-            model=new_model(),
+            model=with_adapter(new_model(), flags),
             args=TrainingArguments(**options),
             train_dataset=as_dataset(train_blocks),
             eval_dataset=as_dataset(PackedBlocks(eval_store, flags.block_size, num_eval_blocks)),
@@ -278,6 +290,7 @@ def masked_lm(flags: argparse.Namespace, folder: Path, name: str) -> Contest:
     def ours() -> LMTrainer:
         model = new_model()
         _use_fast_gelu(model)  # as load_model does
+        adapter = our_adapter(model, flags)
         use_summed_loss(model, shift=False)
         return LMTrainer(
             model=model,
@@ -285,12 +298,13 @@ def masked_lm(flags: argparse.Namespace, folder: Path, name: str) -> Contest:
             train_dataset=blocks,
             data_collator=data_collator,
             processing_class=tokenizer,
+            adapter=adapter,
             target_name="masked_tokens",
         )
 
     def textbook() -> Trainer:
         return plain_trainer(
-            model=new_model(),
+            model=with_adapter(new_model(), flags),
             args=TrainingArguments(**options),
             train_dataset=rows(batch["input_ids"].tolist(), batch["labels"].tolist()),
             processing_class=tokenizer,
@@ -299,7 +313,7 @@ def masked_lm(flags: argparse.Namespace, folder: Path, name: str) -> Contest:
     return Contest(
         {"ours": ours, "textbook": textbook},
         title=f"training {name}",
-        least_training_ratio=LEAST_MASKED_RATIOS[name],
+        least_training_ratio=LEAST_ADAPTER_RATIOS["mlm"] if flags.adapter else LEAST_MASKED_RATIOS[name],
         most_loss_difference=MOST_MASKED_LOSS_DIFFERENCE,
     )
 
@@ -360,8 +374,33 @@ def model_maker(auto_class: type, config: PretrainedConfig, seed: int) -> Callab
     return lambda: copy.deepcopy(initial_model)
 
 
+def our_adapter(model: PreTrainedModel, flags: argparse.Namespace) -> Adapter | None:
+    """What `--adapter` asks for, as the scripts add it; the same weights at each call."""
+    if not flags.adapter:
+        return None
+    set_seed(flags.seed)
+    model.new_weights = []
+    adapter_args = AdapterArguments(train_adapter=True, adapter_config=flags.adapter, adapter_name="measured")
+    model_args = ModelArguments(model_type=model.config.model_type, train_tokenizer="bpe")
+    return add_adapter(model, adapter_args, model_args, DataArguments(dataset_name="none"))
+
+
+def with_adapter(model: PreTrainedModel, flags: argparse.Namespace) -> PreTrainedModel:
+    """The model with what `--adapter` asks for, as the library's manual adds it; the head frozen as in ours."""
+    if flags.adapter:
+        set_seed(flags.seed)
+        adapters.init(model)
+        model.add_adapter("measured", config=flags.adapter)
+        model.train_adapter("measured")
+        for name, parameter in model.named_parameters():
+            if not name.startswith(model.base_model_prefix):
+                parameter.requires_grad_(False)
+    return model
+
+
 def plain_trainer(**kwargs: Any) -> Trainer:
-    trainer = Trainer(data_collator=default_data_collator, **kwargs)
+    trainer_class = adapters.AdapterTrainer if hasattr(kwargs["model"], "adapters_config") else Trainer
+    trainer = trainer_class(data_collator=default_data_collator, **kwargs)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -639,6 +678,42 @@ def is_permuted_right(
         num_targets += len(rows)
         num_tokens += (~np.isin(tokens, tokenizer.all_special_ids)).sum()
     return is_right and abs(num_targets / num_tokens - 1 / 6) <= MOST_SHARE_DIFFERENCE
+
+
+# Adapters
+
+
+def compare_adapters(flags: argparse.Namespace, folder: Path) -> bool:
+    """Ours against the library's trainer, then against our training of the whole model."""
+    are_equal = []
+    for name in flags.models if flags.objective == "mlm" else ["gpt2"]:
+        of_this = folder / name
+        of_this.mkdir()
+        contest = masked_lm(flags, of_this, name) if flags.objective == "mlm" else causal_lm(flags, of_this)
+        are_equal.append(compare_training(flags, contest))
+        costs = {}
+        for way, config in (("adapter", flags.adapter), ("whole model", None)):
+            of_way = of_this / way
+            of_way.mkdir()
+            alone = argparse.Namespace(**{**vars(flags), "adapter": config})
+            costs[way] = in_fresh_process(training_cost, alone, name, of_way)
+            seconds, megabytes = costs[way]
+            print(f"  ours, {way}: {1000 * seconds:.1f} ms a step, {megabytes:,.0f} MB more than before the training")
+        ratios = [costs["whole model"][i] / costs["adapter"][i] for i in range(2)]
+        print(f"     the adapter is {ratios[0]:.2f}x as fast as the whole model, in 1/{ratios[1]:.2f} of the memory")
+    return all(are_equal)
+
+
+def training_cost(flags: argparse.Namespace, name: str, folder: Path) -> tuple[float, float]:
+    """Seconds of a training step of ours, the median, and how far the training raises the peak memory, in MB."""
+    quiet()
+    contest = masked_lm(flags, folder, name) if flags.objective == "mlm" else causal_lm(flags, folder)
+    timer = StepTimer()
+    trainer = contest.trainers["ours"]()
+    trainer.add_callback(timer)
+    before = peak_memory()
+    trainer.train()
+    return statistics.median(timer.steps[flags.warm_up_steps :]), peak_memory() - before
 
 
 # Memory
