@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from transformers import AutoModelForMaskedLM, set_seed
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from utils.arguments import DataArguments, LMTrainingArguments, ModelArguments
+from utils.arguments import DataArguments, LMTrainingArguments, MaskingArguments, ModelArguments
 from utils.blocks import FramedBlocks, LineBlocks, require_one_block
 from utils.collators import MaskedLMCollator
 from utils.command_line import UsageError, entry_point, parse_arguments
@@ -27,24 +27,9 @@ from utils.trainer import LMTrainer, load_metric
 
 
 @dataclass
-class MaskedLMArguments:
-    """The flags of this script alone."""
+class MaskedLMArguments(MaskingArguments):
+    """The flags of this script: how tokens are masked, and what an example is."""
 
-    mlm_probability: float = field(
-        default=0.15, metadata={"help": "Share of the tokens that are masked, and predicted. Default: 0.15, BERT's."}
-    )
-    mask_replace_prob: float = field(
-        default=0.8,
-        metadata={"help": "Share of the masked tokens that the model sees as the mask token. Default: 0.8."},
-    )
-    random_replace_prob: float = field(
-        default=0.1,
-        metadata={"help": "Share that it sees as a random token; the rest it sees as they are. Default: 0.1."},
-    )
-    whole_word_mask: bool = field(
-        default=False,
-        metadata={"help": "Mask all tokens of a word or none. What a word is, the tokenizer says."},
-    )
     line_by_line: bool = field(
         default=False,
         metadata={
@@ -60,16 +45,7 @@ class MaskedLMArguments:
     )
 
     def __post_init__(self):
-        if not 0 < self.mlm_probability < 1:
-            raise UsageError(f"--mlm_probability {self.mlm_probability}: give a number between 0 and 1")
-        for name in ("mask_replace_prob", "random_replace_prob"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"--{name} {getattr(self, name)}: give a number from 0 to 1")
-        if self.mask_replace_prob + self.random_replace_prob > 1 + 1e-9:
-            raise UsageError(
-                f"--mask_replace_prob {self.mask_replace_prob} and --random_replace_prob {self.random_replace_prob} "
-                "are shares of the masked tokens and add up to more than 1: give less"
-            )
+        super().__post_init__()
         if self.pad_to_max_length and not self.line_by_line:
             raise UsageError("--pad_to_max_length goes with --line_by_line: packed blocks are full; leave it out")
 

@@ -94,6 +94,21 @@ class MaskedLMCollator:
             is padded, or might be, as with `pad_to_length`.
         """
         lengths = np.array([len(example["input_ids"]) for example in examples])
+        tokens, labels = self._masked(examples, lengths)
+        length = self.pad_to_length or int(lengths.max())
+        is_token = np.arange(length) < lengths[:, None]
+        padded = {"input_ids": (tokens, self._pad_token_id), "labels": (labels, -100)}
+        batch = {}
+        for name, (values, padding) in padded.items():
+            rows = np.full(is_token.shape, padding, dtype=np.int64)
+            rows[is_token] = values
+            batch[name] = torch.from_numpy(rows)
+        if self.pad_to_length or lengths.min() < length:
+            batch["attention_mask"] = torch.from_numpy(is_token.astype(np.int64))
+        return batch
+
+    def _masked(self, examples: list[dict], lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The examples' tokens, one after the other, as the model sees them, and their labels; int64, (tokens,)."""
         tokens = np.concatenate([example["input_ids"] for example in examples]).astype(np.int64)
         # Three numbers in [0, 1) for each token: is it chosen, what becomes of it, which token replaces it.
         draws = np.concatenate([self._draws(example) for example in examples], axis=1)
@@ -109,20 +124,42 @@ class MaskedLMCollator:
         labels = np.where(is_target, tokens, -100)
         tokens[becomes_mask] = self._mask_token_id
         tokens[becomes_random] = self._normal_ids[(draws[2, becomes_random] * len(self._normal_ids)).astype(np.int64)]
-
-        length = self.pad_to_length or int(lengths.max())
-        is_token = np.arange(length) < lengths[:, None]
-        padded = {"input_ids": (tokens, self._pad_token_id), "labels": (labels, -100)}
-        batch = {}
-        for name, (values, padding) in padded.items():
-            rows = np.full(is_token.shape, padding, dtype=np.int64)
-            rows[is_token] = values
-            batch[name] = torch.from_numpy(rows)
-        if self.pad_to_length or lengths.min() < length:
-            batch["attention_mask"] = torch.from_numpy(is_token.astype(np.int64))
-        return batch
+        return tokens, labels
 
     def _draws(self, example: dict[str, np.ndarray | int]) -> np.ndarray:
         """float64 in [0, 1), of shape (3, length). The counter's last word keeps the examples' streams apart."""
         bits = np.random.Philox(key=[self.seed, example["epoch"]], counter=[0, 0, 0, example["index"]])
         return np.random.Generator(bits).random((3, len(example["input_ids"])))
+
+
+@dataclass
+class PretrainingCollator(MaskedLMCollator):
+    """Pairs -> a batch for two tasks: masked tokens, as MaskedLMCollator makes them, and whether B follows A.
+
+    Examples that have `labels` are masked already and stay as they are.
+    """
+
+    def __call__(self, examples: list[dict[str, np.ndarray | int]]) -> dict[str, torch.Tensor]:
+        """Collate.
+
+        Args:
+            examples: as for MaskedLMCollator, with `token_type_ids`, of shape (length,), `next_sentence_label`, 0 or
+                1, and, if they are masked already, `labels`, of shape (length,), -100 where there is no target.
+
+        Returns:
+            What MaskedLMCollator returns, and `token_type_ids`, int64 of the shape of `input_ids`, padded with 0;
+            `next_sentence_label`, int64 of shape (batch,).
+        """
+        batch = super().__call__(examples)
+        token_type_ids = torch.zeros_like(batch["input_ids"])
+        for row, example in zip(token_type_ids.numpy(), examples, strict=True):
+            row[: len(example["token_type_ids"])] = example["token_type_ids"]
+        batch["token_type_ids"] = token_type_ids
+        batch["next_sentence_label"] = torch.tensor([example["next_sentence_label"] for example in examples])
+        return batch
+
+    def _masked(self, examples: list[dict], lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if "labels" not in examples[0]:
+            return super()._masked(examples, lengths)
+        columns = ([example[name] for example in examples] for name in ("input_ids", "labels"))
+        return tuple(np.concatenate(arrays).astype(np.int64) for arrays in columns)
