@@ -115,7 +115,7 @@ class SentencePairs(Pairs):
     of it to either side each epoch; the first and the last one stay within the document, and so are filled. An epoch
     reads about as many tokens as the corpus has. Two more differences make the label a fair coin that nothing but the
     texts tells: every example has at least two segments to cut, and a document of one serves as a B alone; and a
-    random B begins where it can be filled.
+    random B begins where it has as many tokens as the real one would have had.
 
     Nothing is stored but where the documents begin; all else is computed from the memory-mapped files.
 
@@ -186,6 +186,7 @@ class SentencePairs(Pairs):
         document = int(np.searchsorted(self._first_pairs, index, side="right")) - 1
         first_pair, end_pair = self._first_pairs[document : document + 2].tolist()
         start, end = self._offsets[document : document + 2].tolist()
+        size = min(size, end - start)  # of a short document, also where B is not of it
         distance = (end - start - self.content_size) / max(end_pair - first_pair - 1, 1)
         shift = index - first_pair + draws.random() - 0.5
         first, last = self._gather(document, start + int(shift * distance) if distance > 0 else start, size)
