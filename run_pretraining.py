@@ -133,6 +133,10 @@ def main(args: list[str] | None = None) -> None:
     model_args.model_type = type_of_checkpoint_name(model_args.model_type, MODEL_TYPES)
     config = load_config(model_args, AutoModelForPreTraining, MODEL_TYPES, data_args.block_size)
     task = pair_args.sentence_task or ("sop" if config.model_type == "albert" else "nsp")
+    if training_args.metric_for_best_model not in (None, "loss", "eval_loss"):
+        raise UsageError(
+            f"--metric_for_best_model {training_args.metric_for_best_model}: only eval_loss is known here"
+        )
     metric = load_metric(training_args.metric)
     set_seed(training_args.seed)
 
