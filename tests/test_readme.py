@@ -9,12 +9,17 @@ from conftest import ROOT
 
 import run_clm
 import run_mlm
+import run_pretraining
 from utils.arguments import DataArguments, LMTrainingArguments, ModelArguments
 from utils.command_line import parse_arguments
 
 
 README = (ROOT / "README.md").read_text()
-OWN_ARGUMENTS = {"run_clm.py": run_clm.CausalLMArguments, "run_mlm.py": run_mlm.MaskedLMArguments}
+OWN_ARGUMENTS = {
+    "run_clm.py": run_clm.CausalLMArguments,
+    "run_mlm.py": run_mlm.MaskedLMArguments,
+    "run_pretraining.py": run_pretraining.PretrainingArguments,
+}
 
 
 def commands() -> list[str]:
@@ -40,7 +45,7 @@ def test_there_are_commands():
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
 def test_recipes_parse(recipe):
     """And their header names the command that runs them."""
-    script = re.search(r"python (run_\w+\.py) recipes/" + recipe.name, recipe.read_text()).group(1)
+    script = re.search(r"(run_\w+\.py) recipes/" + recipe.name, recipe.read_text()).group(1)
     dataclasses = (ModelArguments, DataArguments, OWN_ARGUMENTS[script], LMTrainingArguments)
     *_, training_args = parse_arguments(*dataclasses, args=[str(recipe)])
     assert set(training_args.run_args) == set(yaml.safe_load(recipe.read_text()))

@@ -81,7 +81,7 @@ def reference(folder, pairs, **masks) -> dict:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForPreTraining.from_pretrained(folder).eval()
     collator = PretrainingCollator(tokenizer, **({"seed": 42} | masks))
-    sums = {name: 0.0 for name in ("mlm_loss", "mlm_accuracy", "pair_loss", "pair_accuracy")}
+    sums = dict.fromkeys(("mlm_loss", "mlm_accuracy", "pair_loss", "pair_accuracy"), 0.0)
     targets = 0
     for example in pairs:
         batch = collator([example])
@@ -239,7 +239,7 @@ def test_both_losses_fall_and_files_are_complete(train_file, validation_file, ru
     losses = [log["mlm_loss"] for log in history if "mlm_loss" in log]
     assert losses[-1] < losses[0] - 0.3
     sentence_losses = [log["train_nsp_loss"] for log in history if "train_nsp_loss" in log and "loss" in log]
-    assert sentence_losses[-1] < sentence_losses[0] - 0.15  # the share of the labels at the least
+    assert sum(sentence_losses[-20:]) / 20 < 0.5  # it knows the share of the labels at the least; a coin's is 0.693
     eval_results = json.loads((output_dir / "eval_results.json").read_text())
     assert set(eval_results) - {"epoch"} == {
         "eval_loss", "mlm_loss", "perplexity", "mlm_accuracy", "nsp_loss", "nsp_accuracy", "eval_samples",

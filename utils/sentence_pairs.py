@@ -369,8 +369,8 @@ def text_columns(raw_datasets: datasets.DatasetDict, named: tuple[str | None, st
         columns = strings if named == (None, None) else list(named)
         if len(columns) != 2 or not set(columns) <= set(strings):
             raise UsageError(
-                f"--text_column_a {named[0]} --text_column_b {named[1]}: the {split} data are pairs, and two columns of "
-                f"strings must be A and B; choose two of {', '.join(strings) or 'none'} (all "
+                f"--text_column_a {named[0]} --text_column_b {named[1]}: the {split} data are pairs, and A and B must "
+                f"be two columns of strings; choose two of {', '.join(strings) or 'none'} (all "
                 f"columns: {', '.join(rows.column_names)})"
             )
         for column in columns:

@@ -1,4 +1,4 @@
-"""Pairs of segments: the right share of negatives, B where its label says, the length filled, nothing left to chance."""
+"""Pairs of segments: the share of negatives, B where its label says, the length filled, nothing left to chance."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""Models with a head for tokens and one for pairs of sentences: both losses, and their gradients, are the plain ones."""
+"""Models with a head for tokens and one for pairs: both losses, and their gradients, are those of the plain model."""
 
 import copy
 
