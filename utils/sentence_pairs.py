@@ -105,17 +105,18 @@ class SentencePairs(Pairs):
 
     After BERT (Devlin et al. 2019, appendix A.2, and its create_pretraining_data.py): segments of one document are
     gathered until they fill the example (with `short_probability`, until a length drawn from 2 up), and cut between
-    two of them into A and B. With `negative_probability`, B is replaced by as many tokens from a random place of
-    another document (nsp), or A and B are swapped (sop, Lan et al. 2020). What is then too long loses tokens of its
-    longer side, each from a random one of its ends.
+    two of them, at random, into A and B. With `negative_probability`, B is replaced by as many tokens from a random
+    place of another document (nsp), or A and B are swapped (sop, Lan et al. 2020). What is then too long loses tokens
+    of its longer side, each from a random one of its ends.
 
     Where BERT walks through each document and puts back what a negative left unused, so that the number of examples
     is random, here a document of n tokens always has ceil(n / content_size) examples, and all random choices about
     one, its place included, depend on (seed, epoch, index) alone. The places lie at equal distances and shake by half
     of it to either side each epoch; the first and the last one stay within the document, and so are filled. An epoch
-    reads about as many tokens as the corpus has. Two more differences make the label a fair coin that nothing but the
-    texts tells: every example has at least two segments to cut, and a document of one serves as a B alone; and a
-    random B begins where it has as many tokens as the real one would have had.
+    reads about as many tokens as the corpus has. Three more differences make the label a fair coin that the lengths do
+    not tell: every example has at least two segments to cut, and a document of one serves as a B alone; where to cut
+    is decided by A alone (in BERT, a true B of long segments is likelier than a random one); and a random B begins
+    where it has as many tokens as the true one would have had.
 
     Nothing is stored but where the documents begin; all else is computed from the memory-mapped files.
 
@@ -187,18 +188,15 @@ class SentencePairs(Pairs):
         first_pair, end_pair = self._first_pairs[document : document + 2].tolist()
         start, end = self._offsets[document : document + 2].tolist()
         size = min(size, end - start)  # of a short document, also where B is not of it
-        distance = (end - start - self.content_size) / max(end_pair - first_pair - 1, 1)
-        shift = index - first_pair + draws.random() - 0.5
-        first, last = self._gather(document, start + int(shift * distance) if distance > 0 else start, size)
-        if last - first < 2:
-            first, last = (first, last + 1) if last < self._first_segments[document + 1] else (first - 1, last)
-        cut = int(draws.integers(first + 1, last))
-        a, b = self._span(first, cut), self._span(cut, last)
+        distance = max(end - start - self.content_size, 0) / max(end_pair - first_pair - 1, 1)
+        place = start + round((index - first_pair + draws.random() - 0.5) * distance)
+        a, b = self._gather_pair(document, min(max(place, start), end - size), size, draws)
         if is_negative and self.task == "nsp":
-            b = self._span(*self._gather_elsewhere(document, max(size - (a[2] - a[1]), 1), draws))
+            b = self._gather_elsewhere(document, size - (a[1] - a[0]), draws)
         elif is_negative:
             a, b = b, a
-        return self._example(index, int(is_negative), a, b, draws)
+        store = self.stores[0]
+        return self._example(index, int(is_negative), (store, *a), (store, *b), draws)
 
     @property
     def _offsets(self) -> np.ndarray:
@@ -209,29 +207,53 @@ class SentencePairs(Pairs):
     def _segments(self) -> np.ndarray:
         return np.asarray(self.stores[0].segment_offsets)
 
-    def _gather(self, document: int, position: int, size: int) -> tuple[int, int]:
-        """Segments `[first, last)` of a document from token `position` on that have `size` tokens together.
+    def _gather_pair(self, document: int, place: int, size: int, draws) -> tuple[tuple[int, int], tuple[int, int]]:
+        """A and B of one document, each as the places of its first token and of the first one after it.
 
-        Where the document ends before, they begin earlier; where it has less, they are all of it.
+        A begins with the segment at `place` and ends with the one that brings it to a random part of `size`; B goes on
+        from there to the whole of it. For sop, where A and B are also read the other way round, this is done backwards
+        as often as forwards, so that neither tends to be the longer.
         """
-        start, end = self._offsets[document : document + 2].tolist()
-        position = max(min(position, end - size), start)
-        first = int(np.searchsorted(self._segments, position, side="right")) - 1
-        last = int(np.searchsorted(self._segments, min(self._segments[first] + size, end)))
-        return first, last
+        low, high = self._first_segments[document : document + 2].tolist()
+        size_of_first = int(draws.integers(1, size))
+        if self.task == "nsp" or draws.random() < 0.5:
+            first = min(self._segment_at(place), high - 2)
+            cut = min(self._reach(first, size_of_first), high - 1)
+            last = min(self._reach(cut, size - int(self._segments[cut] - self._segments[first])), high)
+        else:
+            last = max(self._segment_at(place + size - 1) + 1, low + 2)
+            cut = max(self._reach_back(last, size_of_first), low + 1)
+            first = max(self._reach_back(cut, size - int(self._segments[last] - self._segments[cut])), low)
+        first, cut, last = self._segments[[first, cut, last]].tolist()
+        return (first, cut), (cut, last)
 
     def _gather_elsewhere(self, document: int, size: int, draws: np.random.Generator) -> tuple[int, int]:
-        """As `_gather`, from a segment drawn from those of all other documents."""
-        low, high = self._first_segments[document : document + 2].tolist()
-        segment = int(draws.integers(len(self._segments) - 1 - (high - low)))
-        if segment >= low:
-            segment += high - low
-        other = int(np.searchsorted(self._first_segments, segment, side="right")) - 1
-        return self._gather(other, int(self._segments[segment]), size)
+        """What would be B of a random place in another document: `size` tokens or more, in whole segments.
 
-    def _span(self, first: int, last: int) -> tuple[TokenStore, int, int]:
-        """Where the segments `[first, last)` lie in the store."""
-        return self.stores[0], int(self._segments[first]), int(self._segments[last])
+        The place is a token, each as likely as the others, and the segments are those after its own, just as a true B
+        follows its A. Where the document ends before, they begin earlier; where it has less, they are all of it.
+        """
+        start, end = self._offsets[document : document + 2].tolist()
+        place = int(draws.integers(len(self.stores[0].tokens) - (end - start)))
+        if place >= start:
+            place += end - start
+        other = int(np.searchsorted(self._offsets, place, side="right")) - 1
+        start, end = self._offsets[other : other + 2].tolist()
+        first = min(self._segment_at(place) + 1, self._segment_at(max(end - max(size, 1), start)))
+        last = min(self._reach(first, size), int(self._first_segments[other + 1]))
+        return int(self._segments[first]), int(self._segments[last])
+
+    def _segment_at(self, place: int) -> int:
+        """The segment that token `place` is of."""
+        return int(np.searchsorted(self._segments, place, side="right")) - 1
+
+    def _reach(self, edge: int, size: int) -> int:
+        """The nearest edge of segments that lies `size` tokens or more, and a segment at the least, after `edge`."""
+        return int(np.searchsorted(self._segments, self._segments[edge] + max(size, 1)))
+
+    def _reach_back(self, edge: int, size: int) -> int:
+        """Likewise, before `edge`."""
+        return int(np.searchsorted(self._segments, self._segments[edge] - max(size, 1), side="right")) - 1
 
 
 class TextPairs(Pairs):

@@ -79,11 +79,12 @@ def take_apart(example, tokenizer) -> tuple[range, range]:
 @pytest.mark.parametrize("task", ["nsp", "sop"])
 def test_twenty_thousand_pairs(task, pairs_of, framed_tokenizer):
     """Half of them are negatives; a negative's B is of another document (nsp) or before its A (sop); a positive's
-    follows its A; none is too long."""
+    follows its A; none is too long. The lengths do not tell which it is."""
     pairs = pairs_of(random_documents(400), 32, task)
     store = pairs.stores[0]
     segments, offsets = store.segment_offsets.tolist(), store.offsets.tolist()
     num_negatives = total = 0
+    differences = ([], [])  # between the lengths of A and B, by label
     for epoch in itertools.count():
         pairs.set_epoch(epoch)
         for example in pairs.__getitems__(list(range(len(pairs)))):
@@ -102,10 +103,13 @@ def test_twenty_thousand_pairs(task, pairs_of, framed_tokenizer):
                 if len(example["input_ids"]) < 32:  # nothing was truncated
                     assert after[0] == before[-1] + 1
             num_negatives += is_negative
+            differences[is_negative].append(len(a) - len(b))
         total += len(pairs)
         if total >= 20_000:
             break
     assert abs(num_negatives / total - 0.5) < 4 * 0.5 / total**0.5
+    error = sum(np.var(values) / len(values) for values in differences) ** 0.5
+    assert abs(np.mean(differences[0]) - np.mean(differences[1])) < 4 * error
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.2, 1.0])
@@ -153,7 +157,7 @@ def test_the_number_of_pairs_is_fixed_and_an_epoch_reads_the_corpus_about_once(p
     assert 0.85 < reads.mean() / num_epochs < 1.15
     segments = pairs.stores[0].segment_offsets
     reads_of_segments = np.add.reduceat(reads, segments[:-1]) / np.diff(segments) / num_epochs
-    assert reads_of_segments.min() > 0
+    assert np.mean(reads_of_segments > 0) > 0.99
     assert np.mean((reads_of_segments > 0.3) & (reads_of_segments < 2)) > 0.9
 
 
@@ -169,7 +173,10 @@ def test_long_and_single_segments(pairs_of, framed_tokenizer):
             assert len(a) + len(b) == 17
             sources["a"].add(int(np.searchsorted([0, 100, 200, 300, 307, 357], a[0], side="right")))
             sources["b"].add(int(np.searchsorted([0, 100, 200, 300, 307, 357], b[0], side="right")))
-    assert sources == {"a": {1, 2, 5}, "b": {1, 2, 3, 4, 5, 6}}
+    assert sources == {
+        "a": {1, 2, 5},
+        "b": {2, 3, 4, 6},
+    }  # like a true B, a random one begins no document but a single
 
 
 def test_a_function_of_seed_epoch_and_index(pairs_of):
