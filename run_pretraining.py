@@ -49,7 +49,10 @@ class PretrainingArguments(MaskingArguments):
         },
     )
     sentence_language: str = field(
-        default="en", metadata={"help": "With --segment_by sentence: the language, as an ISO 639 code. Default: en."}
+        default="en",
+        metadata={
+            "help": "With --segment_by sentence: the language, as ISO 639 code. English rules where there are none."
+        },
     )
     nsp_probability: float = field(
         default=0.5,
@@ -133,10 +136,9 @@ def main(args: list[str] | None = None) -> None:
     model_args.model_type = type_of_checkpoint_name(model_args.model_type, MODEL_TYPES)
     config = load_config(model_args, AutoModelForPreTraining, MODEL_TYPES, data_args.block_size)
     task = pair_args.sentence_task or ("sop" if config.model_type == "albert" else "nsp")
-    if training_args.metric_for_best_model not in (None, "loss", "eval_loss"):
-        raise UsageError(
-            f"--metric_for_best_model {training_args.metric_for_best_model}: only eval_loss is known here"
-        )
+    best = training_args.metric_for_best_model or ""
+    if best.removeprefix("eval_").split("_")[0] in ("mlm", task):
+        raise UsageError(f"--metric_for_best_model {best}: Trainer knows eval_loss, the sum of both; use that")
     metric = load_metric(training_args.metric)
     set_seed(training_args.seed)
 
@@ -252,7 +254,8 @@ def main(args: list[str] | None = None) -> None:
         if training_args.do_train:
             snippet = SNIPPET.replace("{mask}", tokenizer.mask_token).replace("{question}", QUESTIONS[task])
             objective = OBJECTIVE.format(question=QUESTIONS[task])
-            names = (*MASK_FLAGS, *PAIR_FLAGS) if source == "documents" else MASK_FLAGS
+            names = () if pair_args.is_already_masked else MASK_FLAGS
+            names += PAIR_FLAGS if source == "documents" else ()
             settings = {"sentence_task": task} | {name: getattr(pair_args, name) for name in names}
             write_model_card(trainer, model_args, data_args, results, "fill-mask", objective, snippet, settings)
         print_summary(results, training_args.output_dir)
@@ -262,7 +265,7 @@ def main(args: list[str] | None = None) -> None:
 
 def refuse_idle_flags(source: str, is_masked: bool, given: dict) -> None:
     """Refuse what would be ignored with this kind of data."""
-    idle = {}
+    idle = {"keep_linebreaks": "texts lose the white space around them"}
     if source != "documents":
         idle |= dict.fromkeys(
             (*PAIR_FLAGS, "document_by", "text_column"), "the pairs of the data set are made already"

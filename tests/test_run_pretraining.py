@@ -461,6 +461,7 @@ def test_preprocess_only(train_file, validation_file, common_args, capsys, monke
         ("--document_by line", ["no document of two segments", "blank_line"]),
         ("--document_by file", ["one document", "--validation_file"]),
         ("--document_by file --do_train", ["one document", "--sentence_task sop"]),
+        ("--keep_linebreaks false", ["--keep_linebreaks", "white space"]),
         ("--lamb", ["--optim lamb"]),
         ("--optim lam", ["lam"]),
         ("--metric_for_best_model nsp_accuracy --do_train", ["--metric_for_best_model", "eval_loss"]),
