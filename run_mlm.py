@@ -7,7 +7,7 @@ The loss is the negative log-likelihood of the tokens that were masked, given al
 """
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from transformers import AutoModelForMaskedLM, set_seed
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -19,10 +19,10 @@ from utils.adapter_setup import (
     save_merged_model,
     usage_snippet,
 )
-from utils.arguments import DataArguments, LMTrainingArguments, ModelArguments
+from utils.arguments import DataArguments, LMTrainingArguments, MaskingArguments, ModelArguments
 from utils.blocks import FramedBlocks, LineBlocks, LineByLineArguments, require_one_block
 from utils.collators import MaskedLMCollator
-from utils.command_line import UsageError, entry_point, parse_arguments
+from utils.command_line import entry_point, parse_arguments
 from utils.corpus import load_corpus
 from utils.model_config import default_block_size, load_config
 from utils.modeling import load_model, use_summed_loss
@@ -34,37 +34,12 @@ from utils.trainer import LMTrainer, load_metric
 
 
 @dataclass
-class MaskedLMArguments(LineByLineArguments):
-    """The flags of this script alone."""
-
-    mlm_probability: float = field(
-        default=0.15, metadata={"help": "Share of the tokens that are masked, and predicted. Default: 0.15, BERT's."}
-    )
-    mask_replace_prob: float = field(
-        default=0.8,
-        metadata={"help": "Share of the masked tokens that the model sees as the mask token. Default: 0.8."},
-    )
-    random_replace_prob: float = field(
-        default=0.1,
-        metadata={"help": "Share that it sees as a random token; the rest it sees as they are. Default: 0.1."},
-    )
-    whole_word_mask: bool = field(
-        default=False,
-        metadata={"help": "Mask all tokens of a word or none. What a word is, the tokenizer says."},
-    )
+class MaskedLMArguments(LineByLineArguments, MaskingArguments):
+    """The flags of this script: how tokens are masked, and what an example is."""
 
     def __post_init__(self):
-        super().__post_init__()
-        if not 0 < self.mlm_probability < 1:
-            raise UsageError(f"--mlm_probability {self.mlm_probability}: give a number between 0 and 1")
-        for name in ("mask_replace_prob", "random_replace_prob"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"--{name} {getattr(self, name)}: give a number from 0 to 1")
-        if self.mask_replace_prob + self.random_replace_prob > 1 + 1e-9:
-            raise UsageError(
-                f"--mask_replace_prob {self.mask_replace_prob} and --random_replace_prob {self.random_replace_prob} "
-                "are shares of the masked tokens and add up to more than 1: give less"
-            )
+        LineByLineArguments.__post_init__(self)
+        MaskingArguments.__post_init__(self)
 
 
 # Wav2Vec2 hears and Perceiver sees, though transformers lists them.

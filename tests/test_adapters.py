@@ -16,12 +16,14 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
+    BertForPreTraining,
     BertModel,
 )
 
 import run_clm
 import run_mlm
 import run_plm
+import run_pretraining
 from utils.adapter_setup import safe_name
 
 
@@ -114,6 +116,28 @@ def test_train_save_reload(model_type, config, base, train, evaluate, tmp_path):
     assert abs(results["eval_loss"] - plain["eval_loss"]) > 1e-3
     assert loaded["eval_loss"] == pytest.approx(results["eval_loss"], abs=1e-6)
     assert digest(folder / "model.safetensors") == before
+
+
+@pytest.mark.parametrize("config", ["seq_bn", "lora", "prefix_tuning"])
+def test_two_tasks_with_one_adapter(config, run, framed_tokenizer, tmp_path):
+    """run_pretraining: both heads are kept; the reloaded adapter has both losses."""
+    for name, seed in (("train", 0), ("validation", 1)):
+        lines = make_lines(60, seed)
+        documents = ["\n".join(lines[start : start + 6]) for start in range(0, 60, 6)]
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(documents))
+    folder = tmp_path / "base"
+    BertForPreTraining(make_bert(len(framed_tokenizer)).config).save_pretrained(folder)
+    framed_tokenizer.save_pretrained(folder)
+    flags = ["--model_name_or_path", folder, "--validation_file", tmp_path / "validation.txt", "--max_seq_length", 32]
+    adapter = ["--train_adapter", "--adapter_config", config, "--train_file", tmp_path / "train.txt", "--max_steps", 4]
+    more = ["--do_train", "--do_eval", "--learning_rate", "1e-2"]
+    trained = run(tmp_path / "out", *flags, *adapter, *more, script=run_pretraining)
+    load = ["--load_adapter", tmp_path / "out", "--do_eval"]
+    loaded = run(tmp_path / "loaded", *flags, *load, script=run_pretraining)
+    plain = run(tmp_path / "plain", *flags, "--do_eval", script=run_pretraining)
+    for key in ("eval_loss", "mlm_loss", "nsp_loss"):
+        assert loaded[key] == pytest.approx(trained[key], abs=1e-6)
+        assert abs(plain[key] - trained[key]) > 1e-4
 
 
 @pytest.mark.parametrize("model_type", sorted(SCRIPTS))

@@ -10,6 +10,7 @@ from conftest import ROOT
 import run_clm
 import run_mlm
 import run_plm
+import run_pretraining
 from utils.adapter_setup import AdapterArguments
 from utils.arguments import DataArguments, LMTrainingArguments, ModelArguments
 from utils.command_line import parse_arguments
@@ -20,6 +21,7 @@ OWN_ARGUMENTS = {
     "run_clm.py": run_clm.CausalLMArguments,
     "run_mlm.py": run_mlm.MaskedLMArguments,
     "run_plm.py": run_plm.PermutationLMArguments,
+    "run_pretraining.py": run_pretraining.PretrainingArguments,
 }
 
 
@@ -46,7 +48,7 @@ def test_there_are_commands():
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
 def test_recipes_parse(recipe):
     """And their header names the command that runs them."""
-    script = re.search(r"python (run_\w+\.py) recipes/" + recipe.name, recipe.read_text()).group(1)
+    script = re.search(r"(run_\w+\.py) recipes/" + recipe.name, recipe.read_text()).group(1)
     dataclasses = (ModelArguments, DataArguments, OWN_ARGUMENTS[script], AdapterArguments, LMTrainingArguments)
     *_, training_args = parse_arguments(*dataclasses, args=[str(recipe)])
     assert set(training_args.run_args) == set(yaml.safe_load(recipe.read_text()))

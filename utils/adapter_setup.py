@@ -186,11 +186,14 @@ def add_adapter(
     model.train_adapter(setup if language is None else name)
     model.set_active_adapters(setup)
     of_adapter = {id(parameter) for parameter in _trainable(model).values()} - set(map(id, own_parameters.values()))
-    embeddings = model.get_input_embeddings().weight
-    also = new_weights_to_train = [parameter for parameter in new_weights if parameter is not embeddings]
+    ends = filter(None, (model.get_input_embeddings(), model.get_output_embeddings()))
+    embeddings = [parameter for module in ends for parameter in module.parameters()]
+    has_grown = any(parameter is embeddings[0] for parameter in new_weights)
+    also = new_weights  # of a head without weights
     if adapter_args.train_embeddings:
-        also = [*new_weights_to_train, embeddings]
-    elif any(parameter is embeddings for parameter in new_weights):
+        also = [*new_weights, *embeddings]
+    elif has_grown:
+        also = [parameter for parameter in new_weights if all(parameter is not other for other in embeddings)]
         logger.warning("adapter: the tokenizer has tokens that the model has not; --train_embeddings trains them")
     for parameter in model.parameters():
         is_trained = id(parameter) in of_adapter or any(parameter is other for other in also)

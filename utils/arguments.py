@@ -226,6 +226,39 @@ class DataArguments:
 
 
 @dataclass
+class MaskingArguments:
+    """How tokens are masked, in the scripts that train masked models."""
+
+    mlm_probability: float = field(
+        default=0.15, metadata={"help": "Share of the tokens that are masked, and predicted. Default: 0.15, BERT's."}
+    )
+    mask_replace_prob: float = field(
+        default=0.8,
+        metadata={"help": "Share of the masked tokens that the model sees as the mask token. Default: 0.8."},
+    )
+    random_replace_prob: float = field(
+        default=0.1,
+        metadata={"help": "Share that it sees as a random token; the rest it sees as they are. Default: 0.1."},
+    )
+    whole_word_mask: bool = field(
+        default=False,
+        metadata={"help": "Mask all tokens of a word or none. What a word is, the tokenizer says."},
+    )
+
+    def __post_init__(self):
+        if not 0 < self.mlm_probability < 1:
+            raise UsageError(f"--mlm_probability {self.mlm_probability}: give a number between 0 and 1")
+        for name in ("mask_replace_prob", "random_replace_prob"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"--{name} {getattr(self, name)}: give a number from 0 to 1")
+        if self.mask_replace_prob + self.random_replace_prob > 1 + 1e-9:
+            raise UsageError(
+                f"--mask_replace_prob {self.mask_replace_prob} and --random_replace_prob {self.random_replace_prob} "
+                "are shares of the masked tokens and add up to more than 1: give less"
+            )
+
+
+@dataclass
 class LMTrainingArguments(TrainingArguments):
     """transformers' TrainingArguments with the defaults of this suite.
 
@@ -274,6 +307,13 @@ class LMTrainingArguments(TrainingArguments):
         default_factory=lambda: ["tensorboard"],
         metadata={"help": "Where logs go besides the terminal: tensorboard (default), wandb, mlflow, ..., none, all."},
     )
+    optim: str = field(
+        default=TrainingArguments.default_optim,
+        metadata={
+            "help": "The optimizer: any of transformers', e.g. adamw_torch or adafactor, or lamb, for large batches "
+            "(You et al. 2020)."
+        },
+    )
     metric: str | None = field(
         default=None,
         metadata={
@@ -287,7 +327,12 @@ class LMTrainingArguments(TrainingArguments):
         if not self.do_train and not self.do_eval:
             self.do_train = self.do_eval = True
         self._choose_precision()
+        use_lamb = self.optim == "lamb"  # which transformers does not know; LMTrainer does
+        if use_lamb:
+            self.optim = self.default_optim
         super().__post_init__()
+        if use_lamb:
+            self.optim = "lamb"
         get_reporting_integration_callbacks(self.report_to)  # raises for a name that it does not know
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:

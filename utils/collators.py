@@ -94,6 +94,19 @@ class MaskedLMCollator:
             is padded, or might be, as with `pad_to_length`.
         """
         lengths = np.array([len(example["input_ids"]) for example in examples])
+        tokens, labels = self._masked(examples, lengths)
+        length = self.pad_to_length or int(lengths.max())
+        is_token = np.arange(length) < lengths[:, None]
+        batch = {
+            "input_ids": torch.from_numpy(_padded(tokens, is_token, self._pad_token_id)),
+            "labels": torch.from_numpy(_padded(labels, is_token, -100)),
+        }
+        if self.pad_to_length or lengths.min() < length:
+            batch["attention_mask"] = torch.from_numpy(is_token.astype(np.int64))
+        return batch
+
+    def _masked(self, examples: list[dict], lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The examples' tokens, one after the other, as the model sees them, and their labels; int64, (tokens,)."""
         tokens = np.concatenate([example["input_ids"] for example in examples]).astype(np.int64)
         # Three numbers in [0, 1) for each token: is it chosen, what becomes of it, which token replaces it.
         draws = _draws(self.seed, examples, 3 * lengths)
@@ -110,16 +123,40 @@ class MaskedLMCollator:
         labels = np.where(is_target, tokens, -100)
         tokens[becomes_mask] = self._mask_token_id
         tokens[becomes_random] = self._normal_ids[(draws[2, becomes_random] * len(self._normal_ids)).astype(np.int64)]
+        return tokens, labels
 
-        length = self.pad_to_length or int(lengths.max())
-        is_token = np.arange(length) < lengths[:, None]
-        batch = {
-            "input_ids": torch.from_numpy(_padded(tokens, is_token, self._pad_token_id)),
-            "labels": torch.from_numpy(_padded(labels, is_token, -100)),
-        }
-        if self.pad_to_length or lengths.min() < length:
-            batch["attention_mask"] = torch.from_numpy(is_token.astype(np.int64))
+
+@dataclass
+class PretrainingCollator(MaskedLMCollator):
+    """Pairs -> a batch for two tasks: masked tokens, as MaskedLMCollator makes them, and whether B follows A.
+
+    Examples that have `labels` are masked already and stay as they are.
+    """
+
+    def __call__(self, examples: list[dict[str, np.ndarray | int]]) -> dict[str, torch.Tensor]:
+        """Collate.
+
+        Args:
+            examples: as for MaskedLMCollator, with `token_type_ids`, of shape (length,), `next_sentence_label`, 0 or
+                1, and, if they are masked already, `labels`, of shape (length,), -100 where there is no target.
+
+        Returns:
+            What MaskedLMCollator returns, and `token_type_ids`, int64 of the shape of `input_ids`, padded with 0;
+            `next_sentence_label`, int64 of shape (batch,).
+        """
+        batch = super().__call__(examples)
+        token_type_ids = torch.zeros_like(batch["input_ids"])
+        for row, example in zip(token_type_ids.numpy(), examples, strict=True):
+            row[: len(example["token_type_ids"])] = example["token_type_ids"]
+        batch["token_type_ids"] = token_type_ids
+        batch["next_sentence_label"] = torch.tensor([example["next_sentence_label"] for example in examples])
         return batch
+
+    def _masked(self, examples: list[dict], lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if "labels" not in examples[0]:
+            return super()._masked(examples, lengths)
+        columns = ([example[name] for example in examples] for name in ("input_ids", "labels"))
+        return tuple(np.concatenate(arrays).astype(np.int64) for arrays in columns)
 
 
 @dataclass

@@ -5,7 +5,7 @@ import json
 import logging
 import random
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import datasets
@@ -24,9 +24,16 @@ DEFAULT_PERCENTAGE = DataArguments.validation_split_percentage
 
 
 def load_corpus(
-    data_args: DataArguments, training_args: LMTrainingArguments, cache_dir: str | None, token: str | None
+    data_args: DataArguments,
+    training_args: LMTrainingArguments,
+    cache_dir: str | None,
+    token: str | None,
+    holds_examples: Callable[[Dataset], bool] = lambda documents: False,
 ) -> DatasetDict:
     """Load the documents that the run needs.
+
+    Args:
+        holds_examples: says of a data set that its rows are no documents; then its columns stay as they are.
 
     Returns:
         A DatasetDict with "train" (if `--do_train`) and "validation" (if `--do_eval`). Each row is a document;
@@ -61,7 +68,13 @@ def load_corpus(
         logger.warning("--validation_split_percentage has no effect: the corpus has a validation split")
     used = {"train": do_train or must_hold_out, "validation": do_eval and not must_hold_out}
     raw_datasets = DatasetDict(
-        {split: _with_text_column(raw_datasets[split], data_args.text_column, split) for split in used if used[split]}
+        {
+            split: raw_datasets[split]
+            if holds_examples(raw_datasets[split])
+            else _with_text_column(raw_datasets[split], data_args.text_column, split)
+            for split in used
+            if used[split]
+        }
     )
     for split, documents in raw_datasets.items():
         if len(documents) == 0:

@@ -1,4 +1,4 @@
-"""Texts -> token ids, with the bytes of each token and the beginnings of words where asked for."""
+"""Texts -> token ids, with the bytes of each token, the beginnings of words and the segments where asked for."""
 
 import functools
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from utils.command_line import UsageError
 from utils.fingerprint import fingerprint
+from utils.segmentation import Segmenter
 from utils.token_bytes import TokenBytes
 
 
@@ -22,10 +23,15 @@ class Encoded:
     token_bytes: np.ndarray | None  # of each token
     word_starts: np.ndarray | None  # 1 where a token begins a word
     bytes_after: int  # UTF-8 bytes of the documents without a token that follow the last token
+    segment_lengths: np.ndarray | None = None  # tokens of each segment that has one, in order
 
 
 class Encoder:
-    """Texts -> ids; may be called from any number of threads, since the Rust tokenizer lets go of Python's lock."""
+    """Texts -> ids; may be called from any number of threads, since the Rust tokenizer lets go of Python's lock.
+
+    With a `segmenter` the segments of a document are tokenized one by one; the document is their ids, one after the
+    other.
+    """
 
     def __init__(
         self,
@@ -34,7 +40,10 @@ class Encoder:
         add_special_tokens: bool,
         with_token_bytes: bool,
         with_word_starts: bool,
+        segmenter: Segmenter | None = None,
     ):
+        assert segmenter is None or not (append_eos or with_token_bytes)  # which are about whole documents
+        self.segmenter = segmenter
         self.with_word_starts = with_word_starts
         self.eos_token_id = tokenizer.eos_token_id if append_eos else None
         vocab = tokenizer.get_vocab()
@@ -59,6 +68,17 @@ class Encoder:
         self.fingerprint = fingerprint(tokenizer=serialized, eos_token_id=self.eos_token_id)
 
     def __call__(self, batch: list[str]) -> Encoded:
+        if self.segmenter is None:
+            return self._encode(batch)
+        segments = [self.segmenter(text) for text in batch]
+        encoded = self._encode([segment for document in segments for segment in document])
+        ends = np.cumsum([0, *encoded.lengths])
+        encoded.segment_lengths = encoded.lengths[encoded.lengths > 0]
+        encoded.lengths = np.diff(ends[np.cumsum([0, *map(len, segments)])])
+        encoded.num_bytes = sum(len(text.encode()) for text in batch)
+        return encoded
+
+    def _encode(self, batch: list[str]) -> Encoded:
         documents = [np.empty(0, self.dtype)]
         token_bytes = [np.empty(0, np.int64)]
         word_starts = [np.empty(0, np.uint8)]

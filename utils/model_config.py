@@ -204,6 +204,24 @@ def _try_config(config: PretrainedConfig, auto_class: type, model_args: ModelArg
         raise UsageError(f"{origin}: no {config.model_type} can be built: {error}") from error
 
 
+def type_of_checkpoint_name(name: str | None, model_types: Iterable[str]) -> str | None:
+    """The `--model_type` that was meant where the name of a checkpoint was given, as old manuals have it: bert for
+    bert-base-uncased, with a warning. Other names are returned as they are.
+    """
+    if name is None or name in CONFIG_MAPPING:
+        return name
+    checkpoint = name.split("/")[-1]
+    fitting = [model_type for model_type in model_types if checkpoint.startswith(f"{model_type}-")]
+    if not fitting:
+        return name
+    model_type = max(fitting, key=len)
+    logger.warning(
+        "--model_type %s: understood as %s, with that type's default configuration; --config_name %s takes the "
+        "checkpoint's", name, model_type, name,
+    )  # fmt: skip
+    return model_type
+
+
 def max_positions(config: PretrainedConfig) -> int | None:
     """The longest sequence that the model has positions for; None where it has no limit."""
     positions = getattr(config, "max_position_embeddings", None)

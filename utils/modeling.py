@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy, pad
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import NewGELUActivation
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.utils import ModelOutput
 
 from utils.arguments import ModelArguments
 from utils.command_line import UsageError
@@ -31,8 +32,9 @@ PREDICTION_HEADS = {
     "albert": "predictions", "bert": "cls", "camembert": "lm_head", "convbert": "generator_predictions",
     "data2vec-text": "lm_head", "deberta": "cls", "deberta-v2": "cls", "distilbert": "vocab_transform",
     "electra": "generator_predictions", "ernie": "cls", "esm": "lm_head", "megatron-bert": "cls",
-    "modernbert": "head", "mpnet": "lm_head", "roberta": "lm_head", "roberta-prelayernorm": "lm_head",
-    "roformer": "cls", "xlm-roberta": "lm_head", "xlm-roberta-xl": "lm_head", "xlnet": "lm_loss",
+    "mobilebert": "cls", "modernbert": "head", "mpnet": "lm_head", "roberta": "lm_head",
+    "roberta-prelayernorm": "lm_head", "roformer": "cls", "xlm-roberta": "lm_head", "xlm-roberta-xl": "lm_head",
+    "xlnet": "lm_loss",
 }  # fmt: skip
 ROWS_SCORED_AT_ONCE = 64  # x 50,000 pieces x 4 bytes = 13 MB: stays in a CPU's cache between the passes over it
 
@@ -87,7 +89,9 @@ def load_model(
                 "model: embeddings grow from %s to %s", model.get_input_embeddings().num_embeddings, num_tokens
             )
             model.resize_token_embeddings(num_tokens)
-            new_weights += [name for name, weight in model.named_parameters() if len(weight) == num_tokens]
+            ends = filter(None, (model.get_input_embeddings(), model.get_output_embeddings()))
+            grown = {id(weight) for module in ends for weight in module.parameters()}
+            new_weights += [name for name, weight in model.named_parameters() if id(weight) in grown]
     else:
         new_weights = []
         fit_config_to_tokenizer(config, tokenizer, num_tokens, model_args.config_overrides)
@@ -157,9 +161,13 @@ def use_summed_loss(model: PreTrainedModel, shift: bool, label_smoothing: float 
             defines it; in evaluation a float64 scalar.
     And in evaluation, which runs without mixed precision unless called with `autocast_dtype`, what `score` returns.
 
+    A model of two heads (BertForPreTraining and its like) is given `next_sentence_label` (batch,) int64 too, 0 or 1.
+    Then the loss, and the counts in evaluation, have the shape (2,), of the tokens and of the sentences, each to be
+    divided by its own number of targets. Predictions and references are those of the tokens.
+
     Args:
         shift: position t predicts `labels[:, t + 1]` (causal models) and not `labels[:, t]`.
-        label_smoothing: share of the target's probability that is spread over the vocabulary, in training.
+        label_smoothing: share of a target token's probability that is spread over the vocabulary, in training.
     """
     head = None if shift else _prediction_head(model)
     forward_signature = inspect.signature(type(model).forward)
@@ -169,6 +177,7 @@ def use_summed_loss(model: PreTrainedModel, shift: bool, label_smoothing: float 
         self,
         *args,
         labels: torch.Tensor | None = None,
+        next_sentence_label: torch.Tensor | None = None,
         return_predictions: bool = False,
         autocast_dtype: torch.dtype | None = None,
         **kwargs,
@@ -184,12 +193,20 @@ def use_summed_loss(model: PreTrainedModel, shift: bool, label_smoothing: float 
                 labels = labels[is_target]
                 stack.enter_context(_rows_selected(self.get_submodule(head), is_target))
             if self.training:
-                logits = plain_forward(**loss_options).logits.flatten(0, -2).float()
+                logits, sentence_logits = _logits_of(plain_forward(**loss_options))
+                logits = logits.flatten(0, -2).float()
                 loss = cross_entropy(logits, labels.flatten(), reduction="sum", label_smoothing=label_smoothing)
+                if next_sentence_label is not None:
+                    sentence_loss = cross_entropy(sentence_logits.float(), next_sentence_label, reduction="sum")
+                    loss = torch.stack([loss, sentence_loss])
                 return {"loss": loss}
             with torch.autocast(labels.device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
-                logits = plain_forward(**loss_options).logits
-            return score(logits, labels, return_predictions)
+                logits, sentence_logits = _logits_of(plain_forward(**loss_options))
+            scores = score(logits, labels, return_predictions)
+            if next_sentence_label is not None:
+                for name, value in score(sentence_logits, next_sentence_label).items():
+                    scores[name] = torch.stack([scores[name], value])
+            return scores
 
     forward.__signature__ = forward_signature  # what Trainer and generate() look at
     forward.sums_loss = True
@@ -215,6 +232,14 @@ def use_factorization_order(model: PreTrainedModel) -> None:
         return args, kwargs
 
     model.register_forward_pre_hook(make_masks, with_kwargs=True)
+
+
+def _logits_of(outputs: ModelOutput) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The logits over the vocabulary, and those about the pair of sentences where the model has a head for it."""
+    if "prediction_logits" not in outputs:
+        return outputs.logits, None
+    sentence_logits = "sop_logits" if "sop_logits" in outputs else "seq_relationship_logits"
+    return outputs.prediction_logits, outputs[sentence_logits]
 
 
 def _prediction_head(model: PreTrainedModel) -> str | None:

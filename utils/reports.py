@@ -26,7 +26,7 @@ SHOWN_ARGUMENTS = (
 
 
 def plot_losses(log_history: list[dict], path: str | Path) -> None:
-    """Draw training and evaluation loss (nats per token) over the steps into a PNG file."""
+    """Draw training and evaluation loss (nats per target) over the steps into a PNG file."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for key, label, style in (("loss", "training", "-"), ("eval_loss", "evaluation", "o-")):
@@ -34,7 +34,7 @@ def plot_losses(log_history: list[dict], path: str | Path) -> None:
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label, markersize=4, linewidth=1.5)
     axes.set_xlabel("step")
-    axes.set_ylabel("loss (nats per token)")
+    axes.set_ylabel("loss (nats per target)")
     axes.set_title("Loss")
     axes.grid(alpha=0.3)
     if axes.lines:
@@ -72,6 +72,8 @@ def write_model_card(
         "bits_per_byte": "Bits per byte",
         "eval_accuracy": "Accuracy",
     }
+    for loss in trainer.losses:
+        metrics |= {f"{loss}_loss": f"{loss.upper()} loss", f"{loss}_accuracy": f"{loss.upper()} accuracy"}
     eval_results = [
         EvalResult(
             task_type=task,
@@ -158,6 +160,7 @@ def print_summary(results: dict[str, float], output_dir: str) -> None:
         "train_tokens_per_second": ",.0f",
         "eval_tokens_per_second": ",.0f",
     }
+    formats |= {key: ".4f" for key in results if key.endswith("_accuracy") and key != "eval_accuracy"}
     print()
     for key, number_format in formats.items():
         if key in results:
@@ -168,10 +171,11 @@ def print_summary(results: dict[str, float], output_dir: str) -> None:
 def print_counts(datasets_by_split: dict[str, PackedBlocks], training_args: LMTrainingArguments) -> None:
     """What `--preprocess_only` has to say: the size of each split, and the steps of an epoch with these flags."""
     for split, blocks in datasets_by_split.items():
-        store = blocks.store
+        stores = getattr(blocks, "stores", None) or [blocks.store]
+        num_tokens, num_bytes = sum(len(store.tokens) for store in stores), sum(store.num_bytes for store in stores)
         print(
-            f"{split}: {store.num_documents:,} documents, {len(store.tokens):,} tokens, {store.num_bytes:,} bytes, "
-            f"{len(blocks):,} blocks of {blocks.block_size:,}"
+            f"{split}: {sum(store.num_documents for store in stores):,} documents, "
+            f"{num_tokens:,} tokens, {num_bytes:,} bytes, {len(blocks):,} blocks of {blocks.block_size:,}"
         )
     if "train" in datasets_by_split:
         batch_size = training_args.train_batch_size * training_args.world_size

@@ -23,6 +23,7 @@ from utils.command_line import UsageError
 from utils.encoding import Encoder, require_words
 from utils.fingerprint import code_fingerprint, fingerprint
 from utils.progress import progress
+from utils.segmentation import Segmenter
 
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ class TokenStore:
         offsets: int64, shape (documents + 1,); document i is `tokens[offsets[i]:offsets[i + 1]]`.
         token_bytes: uint32, shape (tokens,), the UTF-8 bytes that each token stands for; None where not asked for.
         word_starts: uint8, shape (tokens,), 1 where a token begins a word; None where not asked for.
+        segment_offsets: int64, shape (segments + 1,), as `offsets`, of the segments that documents are made of, each
+            of which has a token; None where not asked for.
         num_bytes: UTF-8 bytes of all documents.
     """
 
@@ -52,6 +55,7 @@ class TokenStore:
         self.offsets = _map(self.path / "offsets.bin", "int64", meta["documents"] + 1)
         self.token_bytes = self._map_if_stored("token_bytes.bin", "uint32", meta["tokens"])
         self.word_starts = self._map_if_stored("word_starts.bin", "uint8", meta["tokens"])
+        self.segment_offsets = self._map_if_stored("segment_offsets.bin", "int64", meta.get("segments", 0) + 1)
 
     def _map_if_stored(self, name: str, dtype: str, length: int) -> np.ndarray | None:
         return _map(self.path / name, dtype, length) if (self.path / name).exists() else None
@@ -72,6 +76,7 @@ def tokenize_documents(
     add_special_tokens: bool = True,
     with_token_bytes: bool = False,
     with_word_starts: bool = False,
+    segmenter: Segmenter | None = None,
 ) -> TokenStore:
     """Tokenize every document as its tokenizer does by default, or map the result of an earlier run.
 
@@ -89,6 +94,7 @@ def tokenize_documents(
         add_special_tokens: with what the tokenizer's template adds to each text, such as [CLS] and [SEP].
         with_token_bytes: also store the bytes of each token, for bits per byte; needs a fast tokenizer.
         with_word_starts: also store where the tokenizer's own words begin, for `--whole_word_mask`.
+        segmenter: tokenize the segments of a document one by one and also store where they begin, for pairs of them.
 
     Raises:
         UsageError: `append_eos` with a tokenizer that has no end-of-text token, `with_word_starts` with one that
@@ -99,7 +105,7 @@ def tokenize_documents(
     if with_word_starts:
         require_words(tokenizer)
     encoder = Encoder(
-        tokenizer, append_eos, add_special_tokens, with_token_bytes and tokenizer.is_fast, with_word_starts
+        tokenizer, append_eos, add_special_tokens, with_token_bytes and tokenizer.is_fast, with_word_starts, segmenter
     )
     key = fingerprint(
         format_version=FORMAT_VERSION,
@@ -111,6 +117,7 @@ def tokenize_documents(
         add_special_tokens=add_special_tokens,
         with_token_bytes=encoder.count_bytes is not None,
         with_word_starts=with_word_starts,
+        segmenter=segmenter and segmenter.fingerprint,
     )
     path = cache_folder(cache_dir) / key
     with FileLock(f"{path}.lock"):
@@ -155,7 +162,7 @@ def _build(
     unfinished = path.with_name(f"{path.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)  # of a job that died
     unfinished.mkdir()
-    counts = {"documents": 0, "tokens": 0, "bytes": 0, "left_out": 0}
+    counts = {"documents": 0, "segments": 0, "tokens": 0, "bytes": 0, "left_out": 0}
 
     def tasks() -> Iterator[list[str]]:
         task, characters = [], 0
@@ -178,8 +185,10 @@ def _build(
             open(unfinished / "offsets.bin", "wb") as offsets_file,
             open(unfinished / "token_bytes.bin", "w+b") as bytes_file,
             open(unfinished / "word_starts.bin", "wb") as words_file,
+            open(unfinished / "segment_offsets.bin", "wb") as segments_file,
         ):
             offsets_file.write(np.int64(0).tobytes())
+            segments_file.write(np.int64(0).tobytes())
             for encoded in _in_threads(encoder, tasks(), num_workers or len(os.sched_getaffinity(0))):
                 encoded.tokens.tofile(tokens_file)
                 (counts["tokens"] + np.cumsum(encoded.lengths)).tofile(offsets_file)
@@ -192,6 +201,9 @@ def _build(
                     bytes_before += encoded.bytes_after
                 if encoded.word_starts is not None:
                     encoded.word_starts.tofile(words_file)
+                if encoded.segment_lengths is not None:
+                    (counts["tokens"] + np.cumsum(encoded.segment_lengths)).tofile(segments_file)
+                    counts["segments"] += len(encoded.segment_lengths)
                 counts["documents"] += len(encoded.lengths)
                 counts["tokens"] += len(encoded.tokens)
                 counts["bytes"] += encoded.num_bytes
@@ -205,6 +217,8 @@ def _build(
         (unfinished / "token_bytes.bin").unlink()
     if not encoder.with_word_starts:
         (unfinished / "word_starts.bin").unlink()
+    if encoder.segmenter is None:
+        (unfinished / "segment_offsets.bin").unlink()
     if counts["left_out"]:
         logger.info("%s: document_text left out %s documents", description, f"{counts['left_out']:,}")
     meta = {**counts, "dtype": encoder.dtype.name, "job": _this_job()}

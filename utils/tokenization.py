@@ -39,12 +39,14 @@ def load_tokenizer(
     train_documents: Dataset | None,
     document_text: Callable[[dict], str | None],
     for_masks: bool = False,
+    for_pairs: bool = False,
 ) -> PreTrainedTokenizerBase:
     """Load `--tokenizer_name` or the model's own tokenizer, or train one with `--train_tokenizer`.
 
     Args:
         train_documents: what a new tokenizer is trained on, through `document_text`.
         for_masks: for a masked model: the tokenizer must have a mask token, and a new one frames each text.
+        for_pairs: for pairs of texts: it must have tokens for [CLS] and [SEP] too, and a new one numbers the texts.
 
     Raises:
         UsageError: no such tokenizer, a vocabulary that is too small to train, or no mask token.
@@ -52,7 +54,7 @@ def load_tokenizer(
     if model_args.train_tokenizer:
         if train_documents is None:
             raise UsageError("--train_tokenizer goes with --do_train and training documents (--train_file)")
-        return _trained_tokenizer(model_args, train_documents, document_text, for_masks)
+        return _trained_tokenizer(model_args, train_documents, document_text, for_masks, for_pairs)
     name = model_args.tokenizer_name or model_args.model_name_or_path or model_args.config_name
     check_config_files(name, model_args)
     try:
@@ -70,6 +72,12 @@ def load_tokenizer(
         raise UsageError(
             f"--tokenizer_name {name}: this tokenizer has no mask token; choose that of a masked model, or "
             "--train_tokenizer with --model_type"
+        )
+    missing = [name for name in ("cls_token", "sep_token") if getattr(tokenizer, name) is None]
+    if for_pairs and missing:
+        raise UsageError(
+            f"--tokenizer_name {name}: this tokenizer has no {' and no '.join(missing)} to put around two texts; "
+            "choose that of a BERT or ALBERT, or --train_tokenizer with --model_type"
         )
     return tokenizer
 
@@ -96,6 +104,7 @@ def _trained_tokenizer(
     train_documents: Dataset,
     document_text: Callable[[dict], str | None],
     for_masks: bool,
+    for_pairs: bool,
 ) -> PreTrainedTokenizerBase:
     """Train once and keep it in the cache, where a second run, and the other processes of this one, find it."""
     key = fingerprint(
@@ -103,6 +112,7 @@ def _trained_tokenizer(
         kind=model_args.train_tokenizer,
         vocab_size=model_args.vocab_size,
         framed=for_masks,
+        for_pairs=for_pairs,
         documents=train_documents._fingerprint,
         document_text=code_fingerprint(document_text),
         tokenizers_version=tokenizers.__version__,
@@ -114,7 +124,7 @@ def _trained_tokenizer(
                 "tokenizer: training %s on %s documents", model_args.train_tokenizer, f"{len(train_documents):,}"
             )
             kept = ([text for text in batch if text] for batch in texts(train_documents, document_text))
-            tokenizer = train_tokenizer(model_args.train_tokenizer, kept, model_args.vocab_size, for_masks)
+            tokenizer = train_tokenizer(model_args.train_tokenizer, kept, model_args.vocab_size, for_masks, for_pairs)
             unfinished = path.with_suffix(".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
             tokenizer.save_pretrained(unfinished)
@@ -124,7 +134,9 @@ def _trained_tokenizer(
     return tokenizer
 
 
-def train_tokenizer(kind: str, documents, vocab_size: int, framed: bool = False) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    kind: str, documents, vocab_size: int, framed: bool = False, for_pairs: bool = False
+) -> PreTrainedTokenizerFast:
     """Train a tokenizer.
 
     Args:
@@ -135,6 +147,7 @@ def train_tokenizer(kind: str, documents, vocab_size: int, framed: bool = False)
         vocab_size: the most tokens it may have, special tokens and alphabet included.
         framed: for a masked model: "bpe" and "unigram" too frame each text, with <s> and </s>, and have RoBERTa's
             special tokens <s> <pad> </s> <unk> <mask>, with the ids 0 to 4.
+        for_pairs: those two frame a pair of texts as "wordpiece" does, <s> A </s> B </s> with token types 0 and 1.
 
     The `tokenizers` library orders ties by hash maps that are seeded anew in each process, so that two trainings of
     "wordpiece" or "unigram" may number some tokens differently; "bpe" is reproducible.
@@ -188,8 +201,10 @@ def train_tokenizer(kind: str, documents, vocab_size: int, framed: bool = False)
     elif framed:
         ids = [(token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>")]
         tokenizer.post_processor = processors.TemplateProcessing(
-            single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=ids
+            single="<s> $A </s>",
+            pair="<s> $A </s> $B:1 </s>:1" if for_pairs else "<s> $A </s> </s> $B </s>",
+            special_tokens=ids,
         )
-    if kind != "wordpiece":
+    if kind != "wordpiece" and not for_pairs:
         special["model_input_names"] = ["input_ids", "attention_mask"]  # GPT-2 would add an embedding for their type
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)

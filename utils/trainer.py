@@ -5,7 +5,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from accelerate.utils import gather_object
@@ -37,7 +37,7 @@ WITHOUT_EFFECT = (
     "include_tokens_per_second", "jit_mode_eval", "label_names", "prediction_loss_only", "remove_unused_columns",
     "use_legacy_prediction_loop", "do_predict", "past_index",
 )  # fmt: skip
-SUMS = ("loss", "num_correct", "num_targets", "num_tokens")
+SUMS = ("loss", "num_correct", "num_targets")
 
 
 class TrainingTotals(TrainerCallback, ExportableState):
@@ -46,11 +46,16 @@ class TrainingTotals(TrainerCallback, ExportableState):
     Saved in each checkpoint's trainer_state.json.
     """
 
-    def __init__(self, nll: float = 0.0, targets: int = 0, tokens: int = 0, seconds: float = 0.0):
-        self.nll = nll  # nats, summed over the targets
-        self.targets = targets
+    def __init__(self, nll: Sequence[float] = (), targets: Sequence[int] = (), tokens: int = 0, seconds: float = 0.0):
+        self.nll = list(nll)  # of each loss: nats, summed over its targets
+        self.targets = list(targets)
         self.tokens = tokens  # read by the model, padding not counted
         self.seconds = seconds  # spent training; evaluation and saving not counted
+
+    def means(self, since: "TrainingTotals") -> list[float]:
+        """Each loss in nats per target, over what was added since `since`."""
+        sums = zip(self.nll, since.nll, self.targets, since.targets, strict=True)
+        return [(nll - old_nll) / max(targets - old_targets, 1) for nll, old_nll, targets, old_targets in sums]
 
     def state(self) -> dict:
         return {"args": vars(self).copy(), "attributes": {}}
@@ -71,7 +76,8 @@ class LMTrainer(Trainer):
     """A Trainer whose numbers are exact.
 
     - The loss of an update is the sum over all its targets, of all processes and accumulation steps, divided by their
-      number. So are the logged losses and `train_loss`, which are not means of means.
+      number. So are the logged losses and `train_loss`, which are not means of means. Of several losses, each is
+      divided by the number of its own targets, and the loss of the update is their sum.
     - `evaluate` counts every example once, keeps no logits and sums in float64: the result does not depend on the
       batch size or the number of processes. It computes in the precision of the weights, not in mixed precision
       (`--bf16_full_eval` and `--fp16_full_eval` do that).
@@ -84,8 +90,10 @@ class LMTrainer(Trainer):
         eval_dataset: a map-style data set. If it has `target_bytes`, bits per byte are reported.
         adapter: what alone is trained and saved, from `add_adapter`; None to train and save the model.
         metric: a metric of `evaluate` over predictions and references at the targets.
-        target_name: what the results call the number of targets, after `eval_`. If it is not "tokens", the targets are
-            not all tokens, and `eval_tokens_per_second` is about the tokens that the model read.
+        losses: the names of the model's losses, in their order, with the name of the labels of each in a batch. The
+            names of several appear in the results. Default: one loss, whose labels are `labels`.
+        target_name: what the results call the number of targets (of the first loss), after `eval_`. If it is not
+            "tokens", the targets are not all tokens, and `eval_tokens_per_second` is about those that the model read.
         kwargs: as for transformers' Trainer.
     """
 
@@ -96,6 +104,7 @@ class LMTrainer(Trainer):
         adapter: Adapter | None = None,
         metric=None,
         target_name: str = "tokens",
+        losses: dict[str, str] | None = None,
         **kwargs,
     ):
         if not sums_loss(model):
@@ -113,13 +122,14 @@ class LMTrainer(Trainer):
             self.add_callback(GradientCheck)
         self.metric = metric
         self.target_name = target_name
+        self.losses = losses or {"lm": "labels"}
         self.model_accepts_loss_kwargs = True  # the loss is divided by the number of items, not by accumulation steps
-        self.totals = TrainingTotals()
+        self.totals = self._no_totals()
         self.add_callback(self.totals)
         self.add_callback(EpochSetter)
-        # nll, targets and tokens of this process that are not yet in the totals
+        # nll and targets of each loss, and tokens, of this process that are not yet in the totals
         dtype = torch.float32 if args.device.type == "mps" else torch.float64
-        self._tally = torch.zeros(3, dtype=dtype, device=args.device)
+        self._tally = torch.zeros(2 * len(self.losses) + 1, dtype=dtype, device=args.device)
         self._clock: float | None = None  # since when training goes on uncounted; None while it does not
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
@@ -138,11 +148,28 @@ class LMTrainer(Trainer):
         return super().train(*args, **kwargs)
 
     def _inner_training_loop(self, *args, **kwargs):
-        vars(self.totals).update(vars(TrainingTotals()))  # also when auto_find_batch_size starts again
+        vars(self.totals).update(vars(self._no_totals()))  # also when auto_find_batch_size starts again
         self._tally.zero_()
         self._clock = None
-        self._at_last_log = TrainingTotals()
+        self._at_last_log = self._no_totals()
         return super()._inner_training_loop(*args, **kwargs)
+
+    def _no_totals(self) -> TrainingTotals:
+        return TrainingTotals([0.0] * len(self.losses), [0] * len(self.losses))
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args: LMTrainingArguments, model=None) -> tuple[type, dict]:
+        """As Trainer's, and LAMB for `--optim lamb`."""
+        if args.optim != "lamb":
+            return Trainer.get_optimizer_cls_and_kwargs(args, model)
+        from pytorch_optimizer import Lamb  # here, since it takes a second and few runs need it
+
+        # As in the paper (You et al. 2020, algorithm 2): weight decay is part of the update whose norm is compared
+        # with the weights'. `adam_debias` keeps the learning rate as it is in the first steps, where this library
+        # would multiply it by up to 10.
+        betas = (args.adam_beta1, args.adam_beta2)
+        options = {"betas": betas, "eps": args.adam_epsilon, "weight_decouple": False, "adam_debias": True}
+        return Lamb, {"lr": args.learning_rate} | options
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None):
         """With `--group_by_length`, from the lengths that the data set knows, without reading it."""
@@ -153,31 +180,41 @@ class LMTrainer(Trainer):
         return super()._get_train_sampler(train_dataset)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
-        """The batches of an update, and the number of their targets over all processes, an int64 scalar."""
+        """The batches of an update, and the number of their targets over all processes, int64 of shape (losses,)."""
         if self._clock is None:
             self._clock = time.monotonic()
         batches, num_targets = super().get_batch_samples(epoch_iterator, num_batches, device)
         for batch in batches:
-            self._tally[1] += batch["labels"].ne(-100).sum()
-            self._tally[2] += _num_tokens(batch)
+            for loss, labels in enumerate(self.losses.values()):
+                self._tally[len(self.losses) + loss] += batch[labels].ne(-100).sum()
+            self._tally[-1] += _num_tokens(batch)
         return batches, num_targets
 
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
+        if not batch_samples:
+            return None
+        count = super()._get_num_items_in_batch
+        return torch.stack(
+            [count([{"labels": batch[labels]} for batch in batch_samples], device) for labels in self.losses.values()]
+        )
+
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
-        """The summed loss of this micro-batch over the number of targets of the whole update.
+        """The summed loss of this micro-batch over the number of targets of the whole update; of several, their sum.
 
         Times the number of processes, over which gradients are averaged: what is left is the gradient of the mean.
         """
         outputs = model(**inputs)
-        self._tally[0] += outputs["loss"].detach()
-        loss = outputs["loss"] * (self.accelerator.num_processes / num_items_in_batch.clamp(min=1))
+        self._tally[: len(self.losses)] += outputs["loss"].detach()
+        loss = (outputs["loss"] * (self.accelerator.num_processes / num_items_in_batch.clamp(min=1))).sum()
         return (loss, outputs) if return_outputs else loss
 
     def _update_totals(self) -> None:
         """Add what all processes counted since the last call. All processes call this together."""
-        nll, targets, tokens = self.accelerator.reduce(self._tally, "sum").tolist()
+        *sums, tokens = self.accelerator.reduce(self._tally, "sum").tolist()
         self._tally = torch.zeros_like(self._tally)
-        self.totals.nll += nll
-        self.totals.targets += round(targets)
+        for loss in range(len(self.losses)):
+            self.totals.nll[loss] += sums[loss]
+            self.totals.targets[loss] += round(sums[len(self.losses) + loss])
         self.totals.tokens += round(tokens)
         if self._clock is not None:
             now = time.monotonic()
@@ -195,24 +232,33 @@ class LMTrainer(Trainer):
         if "loss" in logs:
             self._update_totals()
             since = self._at_last_log
-            targets = self.totals.targets - since.targets
             seconds = self.totals.seconds - since.seconds
             steps_left = self.state.max_steps - self.state.global_step
-            logs["loss"] = (self.totals.nll - since.nll) / max(targets, 1)
+            means = self.totals.means(since)
+            logs["loss"] = sum(means)
+            logs |= self._by_name("train_{}_loss", means)
             logs["tokens_per_second"] = round((self.totals.tokens - since.tokens) / seconds, 1)
             logs["eta_seconds"] = round(self.totals.seconds / self.state.global_step * steps_left, 1)
             self._at_last_log = TrainingTotals(**vars(self.totals))
         elif "train_runtime" in logs:  # the summary that train() returns
             self._update_totals()
             epoch = self.state.epoch
+            means = self.totals.means(self._no_totals())
             logs.clear()
-            logs["train_loss"] = self.totals.nll / max(self.totals.targets, 1)
+            logs["train_loss"] = sum(means)
+            logs |= self._by_name("train_{}_loss", means)
             logs["train_samples"] = len(self.train_dataset)
             logs["train_tokens"] = self.totals.tokens
             logs["train_runtime"] = round(self.totals.seconds, 3)
             logs["train_tokens_per_second"] = round(self.totals.tokens / max(self.totals.seconds, 1e-9), 1)
             logs["epoch"] = epoch
         super().log(logs)
+
+    def _by_name(self, pattern: str, values: list[float]) -> dict[str, float]:
+        """The values of several losses by their names; of one, nothing, since its value is the whole."""
+        if len(self.losses) == 1:
+            return {}
+        return {pattern.format(name): value for name, value in zip(self.losses, values, strict=True)}
 
     # Evaluation
 
@@ -224,25 +270,31 @@ class LMTrainer(Trainer):
             `eval_loss`: nats per target, sum over count in float64; `perplexity`, its exponential; `bits_per_byte` and
             `eval_bytes`, if the data set has `target_bytes`; `eval_accuracy`, the share of targets that the model
             ranks first; `eval_samples`; `eval_tokens`, or `eval_` and `target_name`, the number of targets;
-            `eval_runtime` in seconds; `eval_tokens_per_second`; and what `metric` computes.
+            `eval_runtime` in seconds; `eval_tokens_per_second`; and what `metric` computes. Of several losses,
+            `eval_loss` is the sum of `NAME_loss`, `perplexity` the exponential of the first, and there is a
+            `NAME_accuracy` of each in the place of `eval_accuracy`.
         """
         self._pause_clock()
         eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         start = time.monotonic()
         sums = self._sum_over(eval_dataset, metric_key_prefix)
         runtime = time.monotonic() - start
-        loss = sums["loss"] / max(sums["num_targets"], 1)
-        metrics = {f"{metric_key_prefix}_loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
+        losses, accuracies = (
+            [value / max(count, 1) for value, count in zip(sums[name], sums["num_targets"], strict=True)]
+            for name in ("loss", "num_correct")
+        )
+        metrics = {f"{metric_key_prefix}_loss": sum(losses)} | self._by_name("{}_loss", losses)
+        metrics["perplexity"] = math.exp(losses[0]) if losses[0] < 700 else math.inf
         target_bytes = getattr(eval_dataset, "target_bytes", None)
         if target_bytes:
-            metrics["bits_per_byte"] = sums["loss"] / math.log(2) / target_bytes
+            metrics["bits_per_byte"] = sums["loss"][0] / math.log(2) / target_bytes
             metrics[f"{metric_key_prefix}_bytes"] = target_bytes
-        metrics[f"{metric_key_prefix}_accuracy"] = sums["num_correct"] / max(sums["num_targets"], 1)
+        metrics |= self._by_name("{}_accuracy", accuracies) or {f"{metric_key_prefix}_accuracy": accuracies[0]}
         metrics |= sums["metric"]
         metrics[f"{metric_key_prefix}_samples"] = len(eval_dataset)
-        metrics[f"{metric_key_prefix}_{self.target_name}"] = sums["num_targets"]
+        metrics[f"{metric_key_prefix}_{self.target_name}"] = sums["num_targets"][0]
         metrics[f"{metric_key_prefix}_runtime"] = round(runtime, 3)
-        num_tokens = sums["num_targets"] if self.target_name == "tokens" else sums["num_tokens"]
+        num_tokens = sums["num_targets"][0] if self.target_name == "tokens" else sums["num_tokens"]
         metrics[f"{metric_key_prefix}_tokens_per_second"] = round(num_tokens / runtime, 1)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -278,14 +330,15 @@ class LMTrainer(Trainer):
             (True, False): torch.float16,
             (False, True): torch.bfloat16,
         }.get((self.args.fp16_full_eval, self.args.bf16_full_eval))
-        sums = self._tally.new_zeros(len(SUMS))
+        sums = self._tally.new_zeros((len(SUMS), len(self.losses)))
+        num_tokens = self._tally.new_zeros(())
 
         def score_batches() -> Iterator[int]:
             for batch, is_counted in zip(dataloader, counts, strict=True):
                 batch = self._prepare_inputs(batch)
                 scores = model(**batch, autocast_dtype=autocast_dtype, return_predictions=self.metric is not None)
-                scores["num_tokens"] = torch.as_tensor(_num_tokens(batch), device=self.args.device)
-                sums.add_(torch.stack([scores[name].to(sums.dtype) for name in SUMS]) * is_counted)
+                sums.add_(torch.stack([scores[name].to(sums.dtype).reshape(-1) for name in SUMS]) * is_counted)
+                num_tokens.add_(_num_tokens(batch) * is_counted)
                 if self.metric is not None:
                     self._add_to_metric(scores["predictions"], scores["references"], is_counted)
                 yield len(batch["input_ids"])
@@ -295,7 +348,9 @@ class LMTrainer(Trainer):
         progress(score_batches(), sum(map(len, batches)), "evaluating", "blocks", self.is_world_process_zero())
         model.train(was_training)
         loss, *counts = self.accelerator.reduce(sums, "sum").tolist()
-        sums = {"loss": loss, **dict(zip(SUMS[1:], map(round, counts), strict=True)), "metric": {}}
+        counts = [list(map(round, count)) for count in counts]
+        sums = {"loss": loss, **dict(zip(SUMS[1:], counts, strict=True)), "metric": {}}
+        sums["num_tokens"] = round(self.accelerator.reduce(num_tokens, "sum").item())
         if self.metric is not None:
             computed = self.metric.compute()
             sums["metric"] = {
@@ -344,7 +399,7 @@ class LMTrainer(Trainer):
     def _load_callback_state(self) -> None:
         """Called when the state of a checkpoint has been read: take up its totals."""
         # A checkpoint of transformers' own Trainer has none: then they count from there.
-        saved = self.state.stateful_callbacks.setdefault(TrainingTotals.__name__, TrainingTotals().state())
+        saved = self.state.stateful_callbacks.setdefault(TrainingTotals.__name__, self._no_totals().state())
         vars(self.totals).update(saved["args"])
         self._at_last_log = TrainingTotals(**saved["args"])
         super()._load_callback_state()

@@ -25,7 +25,8 @@ def evaluation_line(logs: dict[str, float]) -> str:
     shown = [f"eval loss {logs['eval_loss']:.4f}", f"perplexity {logs['perplexity']:.3f}"]
     if "bits_per_byte" in logs:
         shown.append(f"bits per byte {logs['bits_per_byte']:.4f}")
-    shown.append(f"accuracy {logs['eval_accuracy']:.4f}")
+    accuracies = {key.removeprefix("eval_"): logs[key] for key in logs if key.endswith("accuracy")}
+    shown += [f"{name.replace('_', ' ')} {value:.4f}" for name, value in accuracies.items()]
     shown.append(f"{logs['eval_tokens_per_second']:,.0f} tokens/s")
     return " | ".join(shown)
 

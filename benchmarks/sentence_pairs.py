@@ -1,0 +1,88 @@
+"""How fast pairs of sentences are made: the pairs a second of one core, and the tokens that documents of them have.
+
+    python benchmarks/sentence_pairs.py [--text_file PATH] [--lengths 128 512] [--pairs 20000]
+
+The text is Python's language reference, one document a topic, or a .jsonl file with a column `text`.
+"""
+
+import argparse
+import logging
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from pydoc_data.topics import topics
+
+import numpy as np
+from datasets import Dataset, load_dataset
+
+from utils.arguments import DataArguments
+from utils.collators import PretrainingCollator
+from utils.segmentation import Segmenter
+from utils.sentence_pairs import SentencePairs
+from utils.token_store import tokenize_documents
+from utils.tokenization import train_tokenizer
+
+
+BATCH_SIZE = 32
+REPETITIONS = 5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text_file", help="a .jsonl file with a column `text`, instead of Python's reference")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512], help="tokens in a pair")
+    parser.add_argument("--pairs", type=int, default=20_000, help="pairs in each of the measurements")
+    flags = parser.parse_args()
+    logging.disable()
+    with tempfile.TemporaryDirectory() as folder:
+        if flags.text_file:
+            documents = load_dataset("json", data_files=flags.text_file, cache_dir=folder)["train"]
+        else:
+            documents = Dataset.from_dict({"text": list(topics.values())})
+        tokenizer = train_tokenizer("wordpiece", [documents[:2000]["text"]], 8192)
+        start = time.perf_counter()
+        store = tokenize_documents(
+            documents,
+            tokenizer,
+            lambda row: row["text"],
+            DataArguments(train_file=["-"], preprocessing_num_workers=1),
+            cache_dir=folder,
+            description="text",
+            add_special_tokens=False,
+            segmenter=Segmenter("sentence"),
+        )
+        seconds = time.perf_counter() - start
+        print(
+            f"{len(store.tokens):,} tokens, {len(store.segment_offsets) - 1:,} sentences: tokenized in {seconds:.1f} s"
+        )
+        for length in flags.lengths:
+            measure(SentencePairs(store, length, tokenizer, task="nsp", seed=0), tokenizer, flags.pairs)
+
+
+def measure(pairs: SentencePairs, tokenizer, num_pairs: int) -> None:
+    """Print the medians of pairs a second, of the pairs alone and with their batches."""
+    collator = PretrainingCollator(tokenizer, seed=0)
+    indices = np.random.default_rng(0).integers(0, len(pairs), num_pairs)
+    batches = [indices[start : start + BATCH_SIZE].tolist() for start in range(0, num_pairs, BATCH_SIZE)]
+    rates = {"pairs": [], "with batches": []}
+    for _ in range(REPETITIONS):
+        for name, collate in (("pairs", len), ("with batches", collator)):
+            start = time.perf_counter()
+            for batch in batches:
+                collate(pairs.__getitems__(batch))
+            rates[name].append(num_pairs / (time.perf_counter() - start))
+    shown = ", ".join(
+        f"{name} {statistics.median(values):,.0f}/s ({min(values):,.0f} to {max(values):,.0f})"
+        for name, values in rates.items()
+    )
+    print(f"length {pairs.block_size}: {shown}")
+
+
+if __name__ == "__main__":
+    main()

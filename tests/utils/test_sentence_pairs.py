@@ -1,0 +1,346 @@
+"""Pairs of segments: the share of negatives, B where its label says, the length filled, nothing left to chance."""
+
+import itertools
+import json
+import pickle
+import random
+from bisect import bisect_right
+
+import numpy as np
+import pytest
+from datasets import Dataset, DatasetDict
+from torch.utils.data import DataLoader
+
+from utils.command_line import UsageError
+from utils.sentence_pairs import (
+    PreprocessedPairs,
+    SentencePairs,
+    TextPairs,
+    pair_source,
+    read_labels,
+    text_columns,
+    truncate_pair,
+)
+from utils.token_store import TokenStore
+
+
+FIRST = 1000  # the first token of a store, so that token - FIRST is its place
+
+
+def make_store(folder, documents: list[list[int]], with_words: bool = False) -> TokenStore:
+    """Documents of segments of so many tokens; the tokens are the numbers from FIRST on."""
+    lengths = np.array([sum(document) for document in documents], dtype=np.int64)
+    segments = np.array([length for document in documents for length in document], dtype=np.int64)
+    total = int(lengths.sum())
+    folder.mkdir(exist_ok=True)
+    np.arange(FIRST, FIRST + total, dtype=np.uint32).tofile(folder / "tokens.bin")
+    np.concatenate([[0], np.cumsum(lengths)]).tofile(folder / "offsets.bin")
+    np.concatenate([[0], np.cumsum(segments)]).tofile(folder / "segment_offsets.bin")
+    if with_words:
+        (np.arange(total) % 3 == 0).astype(np.uint8).tofile(folder / "word_starts.bin")
+    counts = {"documents": len(documents), "tokens": total, "segments": len(segments), "bytes": 0}
+    (folder / "meta.json").write_text(json.dumps(counts | {"dtype": "uint32"}))
+    return TokenStore(folder)
+
+
+def random_documents(num_documents: int, seed: int = 0) -> list[list[int]]:
+    """Documents of 0 to 40 segments of 1 to 30 tokens, and now and then of 100."""
+    generator = random.Random(seed)
+    lengths = [*range(1, 31), 100]
+    return [[generator.choice(lengths) for _ in range(generator.randint(0, 40))] for _ in range(num_documents)]
+
+
+@pytest.fixture
+def pairs_of(tmp_path, framed_tokenizer):
+    """`pairs_of(documents, length, ...)`: their SentencePairs."""
+    numbers = itertools.count()
+
+    def make(documents, length, task="nsp", seed=1, with_words=False, **options) -> SentencePairs:
+        store = make_store(tmp_path / f"store{next(numbers)}", documents, with_words)
+        return SentencePairs(store, length, framed_tokenizer, task=task, seed=seed, **options)
+
+    return make
+
+
+def take_apart(example, tokenizer) -> tuple[range, range]:
+    """The places of A and of B in the store; checks the special tokens, the segment ids and that both are runs."""
+    ids = example["input_ids"].tolist()
+    assert ids[0] == tokenizer.cls_token_id
+    first, last = (index for index, token in enumerate(ids) if token == tokenizer.sep_token_id)
+    assert last == len(ids) - 1
+    assert example["token_type_ids"].tolist() == [0] * (first + 1) + [1] * (last - first)
+    parts = []
+    for part in (ids[1:first], ids[first + 1 : last]):
+        assert part == list(range(part[0], part[0] + len(part)))
+        parts.append(range(part[0] - FIRST, part[0] - FIRST + len(part)))
+    return tuple(parts)
+
+
+@pytest.mark.parametrize("task", ["nsp", "sop"])
+def test_twenty_thousand_pairs(task, pairs_of, framed_tokenizer):
+    """Half of them are negatives; a negative's B is of another document (nsp) or before its A (sop); a positive's
+    follows its A; none is too long. The lengths do not tell which it is."""
+    pairs = pairs_of(random_documents(400), 32, task)
+    store = pairs.stores[0]
+    segments, offsets = store.segment_offsets.tolist(), store.offsets.tolist()
+    num_negatives = total = 0
+    differences = ([], [])  # between the lengths of A and B, by label
+    for epoch in itertools.count():
+        pairs.set_epoch(epoch)
+        for example in pairs.__getitems__(list(range(len(pairs)))):
+            a, b = take_apart(example, framed_tokenizer)
+            assert len(example["input_ids"]) <= 32
+            document_a, document_b = bisect_right(offsets, a[0]), bisect_right(offsets, b[0])
+            assert a[-1] < offsets[document_a] and b[-1] < offsets[document_b]  # each within one document
+            is_negative = example["next_sentence_label"]
+            if is_negative and task == "nsp":
+                assert document_a != document_b
+            else:
+                before, after = (b, a) if is_negative else (a, b)
+                assert document_a == document_b
+                # The end of a segment lies between them, and only what was truncated.
+                assert before[-1] < segments[bisect_right(segments, before[-1])] <= after[0]
+                if len(example["input_ids"]) < 32:  # nothing was truncated
+                    assert after[0] == before[-1] + 1
+            num_negatives += is_negative
+            differences[is_negative].append(len(a) - len(b))
+        total += len(pairs)
+        if total >= 20_000:
+            break
+    assert abs(num_negatives / total - 0.5) < 4 * 0.5 / total**0.5
+    error = sum(np.var(values) / len(values) for values in differences) ** 0.5
+    assert abs(np.mean(differences[0]) - np.mean(differences[1])) < 4 * error
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.2, 1.0])
+def test_share_of_negatives_follows_the_flag(probability, pairs_of):
+    pairs = pairs_of(random_documents(100), 16, negative_probability=probability)
+    labels = [example["next_sentence_label"] for example in pairs.__getitems__(list(range(len(pairs))))]
+    assert len(labels) > 2000
+    assert abs(np.mean(labels) - probability) <= 4 * (probability * (1 - probability) / len(labels)) ** 0.5
+
+
+def test_the_length_is_filled(pairs_of):
+    """Of documents that are longer than it, every pair; of short documents, all that there is."""
+    long_documents = [document for document in random_documents(150) if sum(document) > 100]
+    for task, label in itertools.product(("nsp", "sop"), (0.0, 1.0)):
+        pairs = pairs_of(long_documents, 48, task, short_probability=0.0, negative_probability=label)
+        assert {len(example["input_ids"]) for example in pairs.__getitems__(list(range(len(pairs))))} == {48}
+    pairs = pairs_of([[3, 4, 5]] * 50, 64, short_probability=0.0, negative_probability=0.0)
+    assert {len(example["input_ids"]) for example in pairs.__getitems__(list(range(50)))} == {15}
+
+
+def test_short_pairs_are_gathered_up_to_a_random_length(pairs_of):
+    """Segments of one token make that length visible: 2 to the most, all equally likely."""
+    pairs = pairs_of([[1] * 200] * 40, 23, short_probability=0.5)
+    lengths = np.array([len(example["input_ids"]) - 3 for example in pairs.__getitems__(list(range(len(pairs))))])
+    shares = np.bincount(lengths, minlength=21) / len(lengths)
+    assert shares[:2].sum() == 0
+    error = 4 * (0.5 / 19 / len(lengths)) ** 0.5
+    assert np.all(np.abs(shares[2:20] - 0.5 / 19) < error)
+    assert abs(shares[20] - 0.5 - 0.5 / 19) < 4 * (0.25 / len(lengths)) ** 0.5
+    none = pairs_of([[1] * 200] * 4, 23, short_probability=0.0)
+    assert {len(example["input_ids"]) for example in none.__getitems__(list(range(len(none))))} == {23}
+
+
+def test_the_number_of_pairs_is_fixed_and_an_epoch_reads_the_corpus_about_once(pairs_of, framed_tokenizer):
+    documents = random_documents(30)
+    pairs = pairs_of(documents, 32)
+    assert len(pairs) == sum(-(-sum(document) // 29) for document in documents if len(document) > 1)
+    reads = np.zeros(len(pairs.stores[0].tokens))
+    num_epochs = 20
+    for epoch in range(num_epochs):
+        pairs.set_epoch(epoch)
+        for example in pairs.__getitems__(list(range(len(pairs)))):
+            for part in take_apart(example, framed_tokenizer):
+                reads[part.start : part.stop] += 1
+    assert 0.85 < reads.mean() / num_epochs < 1.15
+    segments = pairs.stores[0].segment_offsets
+    reads_of_segments = np.add.reduceat(reads, segments[:-1]) / np.diff(segments) / num_epochs
+    assert np.mean(reads_of_segments > 0) > 0.99
+    assert np.mean((reads_of_segments > 0.3) & (reads_of_segments < 2)) > 0.9
+
+
+def test_long_and_single_segments(pairs_of, framed_tokenizer):
+    """Positives of segments longer than an example, from both; a document of one segment serves as a B alone."""
+    pairs = pairs_of([[100, 100, 100], [7], [50, 60]], 20)
+    assert len(pairs) == 18 + 7
+    sources = {"a": set(), "b": set()}
+    for epoch in range(30):
+        pairs.set_epoch(epoch)
+        for example in pairs.__getitems__(list(range(len(pairs)))):
+            a, b = take_apart(example, framed_tokenizer)
+            assert len(a) + len(b) == 17
+            sources["a"].add(int(np.searchsorted([0, 100, 200, 300, 307, 357], a[0], side="right")))
+            sources["b"].add(int(np.searchsorted([0, 100, 200, 300, 307, 357], b[0], side="right")))
+    assert sources == {
+        "a": {1, 2, 5},
+        "b": {2, 3, 4, 6},
+    }  # like a true B, a random one begins no document but a single
+
+
+def test_a_function_of_seed_epoch_and_index(pairs_of):
+    """Whatever was asked for before, and by which worker."""
+    documents = random_documents(40)
+
+    def contents(pairs, indices) -> list:
+        return [(e["input_ids"].tolist(), e["next_sentence_label"]) for e in pairs.__getitems__(indices)]
+
+    indices = list(range(200))
+    pairs, twin = pairs_of(documents, 24), pairs_of(documents, 24)
+    first = contents(pairs, indices)
+    assert contents(twin, indices[::-1])[::-1] == first
+    twin.set_epoch(1)
+    second = contents(twin, indices)
+    assert sum(one != two for one, two in zip(first, second, strict=True)) > 190
+    twin.set_epoch(0)
+    assert contents(twin, indices) == first
+    other_seed = contents(pairs_of(documents, 24, seed=2), indices)
+    assert sum(one != two for one, two in zip(first, other_seed, strict=True)) > 190
+    with pytest.raises(IndexError):
+        pairs[len(pairs)]
+    limited = pairs_of(documents, 24, max_pairs=10)
+    assert len(limited) == 10 and contents(limited, indices[:10]) == first[:10]
+
+    loader = DataLoader(pairs, batch_size=50, num_workers=2, persistent_workers=True, collate_fn=list)
+    for epoch in (0, 1):
+        pairs.set_epoch(epoch)
+        examples = [example for batch in itertools.islice(loader, 4) for example in batch]
+        expected = (first, second)[epoch]
+        assert [(e["input_ids"].tolist(), e["next_sentence_label"]) for e in examples] == expected
+        assert {example["epoch"] for example in examples} == {epoch}
+
+
+def test_nothing_that_grows_with_the_tokens_is_kept(pairs_of):
+    """Workers that are spawned receive where the documents begin, and map the rest."""
+    sizes = [len(pickle.dumps(pairs_of([[5] * length] * 4, 16).__dict__ | {"_epoch": 0})) for length in (10, 10_000)]
+    assert abs(sizes[1] - sizes[0]) < 100
+
+
+def test_words_begin_where_their_tokens_are(pairs_of, framed_tokenizer):
+    pairs = pairs_of(random_documents(10), 24, with_words=True)
+    for example in pairs.__getitems__(list(range(len(pairs)))):
+        a, b = take_apart(example, framed_tokenizer)
+        expected = [1]
+        for part in (a, b):
+            expected += [int(place % 3 == 0 or place == part[0]) for place in part] + [1]
+        assert example["word_starts"].tolist() == expected
+
+
+def test_corpora_without_pairs_are_refused(pairs_of):
+    with pytest.raises(UsageError, match="validation corpus is one document"):
+        pairs_of([[], [5, 5, 5], []], 16, description="validation")
+    assert len(pairs_of([[], [5, 5, 5], []], 16, "sop")) == 2
+    with pytest.raises(UsageError, match="no document of two segments"):
+        pairs_of([[5], [6], [7]], 16)
+
+
+def test_truncation_is_that_of_bert():
+    def reference(length_a: int, length_b: int, size: int) -> tuple[int, int]:
+        while length_a + length_b > size:
+            if length_a > length_b:
+                length_a -= 1
+            else:
+                length_b -= 1
+        return length_a, length_b
+
+    for lengths in itertools.product(range(13), range(13), range(4, 16)):
+        assert truncate_pair(*lengths) == reference(*lengths)
+
+
+def make_text_pairs(tmp_path, tokenizer, lengths_a, lengths_b, size) -> TextPairs:
+    stores = [
+        make_store(tmp_path / name, [[length] if length else [] for length in lengths])
+        for name, lengths in (("a", lengths_a), ("b", lengths_b))
+    ]
+    labels = np.arange(len(lengths_a), dtype=np.uint8) % 2
+    return TextPairs(stores, labels, size, tokenizer, seed=0)
+
+
+def test_truncation_takes_from_random_ends(tmp_path, framed_tokenizer):
+    pairs = make_text_pairs(tmp_path, framed_tokenizer, [60] * 400, [10] * 400, 33)
+    from_front = []
+    for index, example in enumerate(pairs.__getitems__(list(range(400)))):
+        a, b = take_apart(example, framed_tokenizer)
+        assert (len(a), len(b)) == (20, 10)
+        from_front.append(a[0] - 60 * index)
+    assert min(from_front) >= 0 and max(from_front) <= 40
+    assert abs(np.mean(from_front) - 20) < 4 * (40 * 0.25 / 400) ** 0.5
+
+
+def test_text_pairs(tmp_path, framed_tokenizer):
+    pairs = make_text_pairs(tmp_path, framed_tokenizer, [5, 0, 9], [4, 6, 0], 40)
+    cls, sep = framed_tokenizer.cls_token_id, framed_tokenizer.sep_token_id
+    places = [((0, 5), (0, 4)), ((5, 5), (4, 10)), ((5, 14), (10, 10))]
+    for example, label, (a, b) in zip(pairs.__getitems__([0, 1, 2]), (0, 1, 0), places, strict=True):
+        a, b = (list(range(FIRST + start, FIRST + stop)) for start, stop in (a, b))
+        assert example["input_ids"].tolist() == [cls, *a, sep, *b, sep]
+        assert example["token_type_ids"].tolist() == [0] * (len(a) + 2) + [1] * (len(b) + 1)
+        assert example["next_sentence_label"] == label
+
+
+def make_ids(num_rows: int = 6, **changes) -> Dataset:
+    """Rows of 8 places, of which the last ones are padding."""
+    columns = {"input_ids": [], "token_type_ids": [], "attention_mask": [], "next_sentence_label": [], "labels": []}
+    for row in range(num_rows):
+        length = 8 - row % 3
+        columns["input_ids"].append([0, 10 + row, 2, *range(20, 20 + length - 4), 2, *[1] * (8 - length)])
+        columns["token_type_ids"].append([0, 0, 0, *[1] * (length - 3), *[0] * (8 - length)])
+        columns["attention_mask"].append([1] * length + [0] * (8 - length))
+        columns["next_sentence_label"].append(row % 2)
+        columns["labels"].append([-100, 30 + row, *[-100] * 6])
+    return Dataset.from_dict(columns | changes)
+
+
+def test_preprocessed_pairs_lose_their_padding(framed_tokenizer):
+    rows = make_ids()
+    pairs = PreprocessedPairs(rows.select([1, 2, 4]), 8, framed_tokenizer, seed=0, is_masked=True)
+    assert len(pairs) == 3
+    for index, example in enumerate(pairs.__getitems__([0, 1, 2])):
+        row = rows[[1, 2, 4][index]]
+        length = sum(row["attention_mask"])
+        for name in ("input_ids", "token_type_ids", "labels"):
+            assert example[name].tolist() == row[name][:length]
+        assert (example["next_sentence_label"], example["index"]) == (row["next_sentence_label"], index)
+    assert "labels" not in PreprocessedPairs(rows, 8, framed_tokenizer, seed=0)[0]
+    assert len(PreprocessedPairs(rows, 8, framed_tokenizer, seed=0, max_pairs=2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "length", "message"),
+    [
+        ({"next_sentence_label": [0, 1, 2, 0, 1, 0]}, 8, "has the value 2"),
+        ({"next_sentence_label": [0, 1, None, 0, 1, 0]}, 8, "has the value None"),
+        ({"next_sentence_label": ["0"] * 6}, 8, "has the value '0'"),
+        ({"input_ids": [[5000] * 8] * 6}, 8, "a token 5000"),
+        ({"token_type_ids": [[2] * 8] * 6}, 8, "token type 2"),
+        ({"token_type_ids": [[0] * 7] * 6}, 8, "differ in length"),
+        ({"attention_mask": ["yes"] * 6}, 8, "no column attention_mask of lists of integers"),
+        ({}, 7, "row 0 of the train data has 8 tokens"),
+    ],
+)
+def test_bad_preprocessed_data_are_refused(changes, length, message, framed_tokenizer):
+    with pytest.raises(UsageError, match=message):
+        PreprocessedPairs(make_ids(**changes), length, framed_tokenizer, seed=0)
+
+
+def test_missing_columns_are_named(framed_tokenizer):
+    with pytest.raises(UsageError, match="no column labels of lists"):
+        PreprocessedPairs(make_ids().remove_columns("labels"), 8, framed_tokenizer, seed=0, is_masked=True)
+    with pytest.raises(UsageError, match="no column next_sentence_label"):
+        read_labels(make_ids().remove_columns("next_sentence_label"), "train")
+
+
+def test_what_a_data_set_holds():
+    ids, texts = make_ids(), Dataset.from_dict({"one": ["a"], "two": ["b"], "next_sentence_label": [0]})
+    raw = Dataset.from_dict({"text": ["a"], "input_ids": [[1]]})
+    assert [pair_source(rows, False, (None, None)) for rows in (ids, texts, raw)] == ["ids", "texts", "documents"]
+    assert pair_source(raw, True, (None, None)) == "ids"
+    assert pair_source(ids, False, ("one", "two")) == "texts"
+    assert text_columns(DatasetDict(train=texts), (None, None)) == ["one", "two"]
+    assert text_columns(DatasetDict(train=texts), ("two", "one")) == ["two", "one"]
+    with pytest.raises(UsageError, match="choose two of one, two"):
+        text_columns(DatasetDict(train=texts), ("one", "three"))
+    with pytest.raises(UsageError, match="without two"):
+        columns = {"one": ["a", "b"], "two": ["c", None], "next_sentence_label": [0, 1]}
+        text_columns(DatasetDict(train=Dataset.from_dict(columns)), (None, None))
