@@ -339,6 +339,28 @@ def test_resumed_adapter_ends_as_the_uninterrupted_one(model_type, base, train, 
     assert not (tmp_path / "resumed" / "checkpoint-6" / "model.safetensors").exists()
 
 
+def test_an_adapter_takes_less_memory_and_disk(base, train, run, train_file, tmp_path, monkeypatch):
+    """Gradients, optimizer states and the files of a checkpoint, against training the whole model."""
+    costs = {}
+    common = ["--save_strategy", "steps", "--save_steps", 4]
+    whole = ["--model_name_or_path", base("gpt2"), "--train_file", train_file, "--do_train", "--max_steps", 4]
+    for name in ("adapter", "whole"):
+        with monkeypatch.context() as patch:
+            seen = watch_training(patch, run_clm)
+            if name == "adapter":
+                train(base("gpt2"), run_clm, name, *common)
+            else:
+                run(tmp_path / name, *whole, "--block_size", 32, *common)
+        checkpoint = tmp_path / name / "checkpoint-4"
+        costs[name] = {
+            "gradients": sum(weight.numel() for weight in seen["model"].parameters() if weight.requires_grad),
+            "optimizer": (checkpoint / "optimizer.pt").stat().st_size,
+            "weights": sum(path.stat().st_size for path in checkpoint.glob("*.safetensors")),
+        }
+    for key, cost in costs["whole"].items():
+        assert costs["adapter"][key] < cost / 3, key
+
+
 def test_the_best_adapter_is_loaded_at_the_end(base, train, evaluate, tmp_path):
     """Here the best is said to be the one with the highest loss, which is the first and not the last."""
     folder = base("gpt2")
