@@ -498,7 +498,7 @@ def test_bad_models_and_tokenizers_are_refused(refused, framed_tokenizer, tokeni
     tokenizer.save_pretrained(tmp_path / "causal")
     line = refused("--model_type", "bert", "--tokenizer_name", tmp_path / "causal", "--train_file", train_file)
     assert "no mask token" in line
-    tokenizer.add_special_tokens({"mask_token": "<mask>"})
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "causal", mask_token="<mask>")
     tokenizer.save_pretrained(tmp_path / "no-frame")
     line = refused("--model_type", "bert", "--tokenizer_name", tmp_path / "no-frame", "--train_file", train_file)
     assert "no cls_token and no sep_token" in line
