@@ -17,13 +17,8 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from utils.adapter_setup import (
-    AdapterArguments,
-    add_adapter,
-    check_adapter_arguments,
-    save_merged_model,
-    usage_snippet,
-)
+from utils.adapter_arguments import AdapterArguments, check_adapter_arguments
+from utils.adapter_setup import add_adapter, save_merged_model, usage_snippet
 from utils.arguments import DataArguments, LMTrainingArguments, ModelArguments
 from utils.blocks import PackedBlocks, require_one_block
 from utils.collators import CausalLMCollator

@@ -12,13 +12,8 @@ from dataclasses import dataclass
 from transformers import AutoModelForMaskedLM, set_seed
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from utils.adapter_setup import (
-    AdapterArguments,
-    add_adapter,
-    check_adapter_arguments,
-    save_merged_model,
-    usage_snippet,
-)
+from utils.adapter_arguments import AdapterArguments, check_adapter_arguments
+from utils.adapter_setup import add_adapter, save_merged_model, usage_snippet
 from utils.arguments import DataArguments, LMTrainingArguments, MaskingArguments, ModelArguments
 from utils.blocks import FramedBlocks, LineBlocks, LineByLineArguments, require_one_block
 from utils.collators import MaskedLMCollator

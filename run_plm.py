@@ -12,13 +12,8 @@ from dataclasses import dataclass, field
 
 from transformers import AutoModelForCausalLM, set_seed
 
-from utils.adapter_setup import (
-    AdapterArguments,
-    add_adapter,
-    check_adapter_arguments,
-    save_merged_model,
-    usage_snippet,
-)
+from utils.adapter_arguments import AdapterArguments, check_adapter_arguments
+from utils.adapter_setup import add_adapter, save_merged_model, usage_snippet
 from utils.arguments import DataArguments, LMTrainingArguments, ModelArguments
 from utils.blocks import FramedBlocks, LineBlocks, LineByLineArguments, require_one_block
 from utils.collators import PermutationLMCollator

@@ -13,13 +13,8 @@ from functools import partial
 
 from transformers import AutoModelForPreTraining, set_seed
 
-from utils.adapter_setup import (
-    AdapterArguments,
-    add_adapter,
-    check_adapter_arguments,
-    save_merged_model,
-    usage_snippet,
-)
+from utils.adapter_arguments import AdapterArguments, check_adapter_arguments
+from utils.adapter_setup import add_adapter, save_merged_model, usage_snippet
 from utils.arguments import DataArguments, LMTrainingArguments, MaskingArguments, ModelArguments
 from utils.collators import PretrainingCollator
 from utils.command_line import UsageError, entry_point, parse_arguments
@@ -28,9 +23,10 @@ from utils.ipu_arguments import IPUArguments
 from utils.model_config import default_block_size, load_config, type_of_checkpoint_name
 from utils.modeling import load_model, use_summed_loss
 from utils.output_dir import find_checkpoint
+from utils.ready_pairs import PreprocessedPairs, TextPairs, pair_source, read_labels, text_columns
 from utils.reports import print_counts, print_summary, write_model_card
 from utils.segmentation import Segmenter
-from utils.sentence_pairs import PreprocessedPairs, SentencePairs, TextPairs, pair_source, read_labels, text_columns
+from utils.sentence_pairs import SentencePairs
 from utils.token_store import tokenize_documents
 from utils.tokenization import load_tokenizer
 from utils.trainer import LMTrainer, load_metric

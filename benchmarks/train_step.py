@@ -61,7 +61,8 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
-from utils.adapter_setup import Adapter, AdapterArguments, add_adapter
+from utils.adapter_arguments import AdapterArguments
+from utils.adapter_setup import Adapter, add_adapter
 from utils.arguments import DataArguments, LMTrainingArguments, ModelArguments
 from utils.blocks import FramedBlocks, PackedBlocks
 from utils.collators import CausalLMCollator, MaskedLMCollator, PermutationLMCollator

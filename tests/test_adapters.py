@@ -24,7 +24,7 @@ import run_clm
 import run_mlm
 import run_plm
 import run_pretraining
-from utils.adapter_setup import safe_name
+from utils.adapter_arguments import safe_name
 
 
 SCRIPTS = {"gpt2": run_clm, "llama": run_clm, "bert": run_mlm, "roberta": run_mlm, "xlnet": run_plm}

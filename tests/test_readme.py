@@ -11,7 +11,7 @@ import run_clm
 import run_mlm
 import run_plm
 import run_pretraining
-from utils.adapter_setup import AdapterArguments
+from utils.adapter_arguments import AdapterArguments
 from utils.arguments import DataArguments, LMTrainingArguments, ModelArguments
 from utils.command_line import parse_arguments
 

@@ -12,15 +12,8 @@ from datasets import Dataset, DatasetDict
 from torch.utils.data import DataLoader
 
 from utils.command_line import UsageError
-from utils.sentence_pairs import (
-    PreprocessedPairs,
-    SentencePairs,
-    TextPairs,
-    pair_source,
-    read_labels,
-    text_columns,
-    truncate_pair,
-)
+from utils.ready_pairs import PreprocessedPairs, TextPairs, pair_source, read_labels, text_columns
+from utils.sentence_pairs import SentencePairs, truncate_pair
 from utils.token_store import TokenStore
 
 
