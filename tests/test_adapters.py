@@ -296,6 +296,8 @@ def test_a_language_adapter_stays_as_it_is(base, train, evaluate, tmp_path):
     before, after = trained_weights(tmp_path / "lang"), trained_weights(tmp_path / "task" / "language_adapter")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+    loaded = evaluate(folder, run_clm, "loaded", "--load_adapter", tmp_path / "task")  # with its language adapter
+    assert loaded["eval_loss"] == pytest.approx(results["eval_loss"], abs=1e-6)
     without = train(folder, run_clm, "alone", "--adapter_name", "task")
     assert results["eval_loss"] != without["eval_loss"]
     assert "adapters.Stack(language, task)" in (tmp_path / "task" / "README.md").read_text()

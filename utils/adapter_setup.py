@@ -66,12 +66,14 @@ def add_adapter(
         raise UsageError(f"--train_adapter: the adapters library has nothing for {model.config.model_type}") from error
 
     language = None
+    saved_language = Path(adapter_args.load_adapter or "") / LANGUAGE_FOLDER
     if adapter_args.load_lang_adapter:
         language = _load(model, adapter_args.load_lang_adapter, "load_lang_adapter", None)
+    elif adapter_args.load_adapter and saved_language.is_dir():  # under which the adapter was trained
+        language = _load(model, str(saved_language), "load_adapter", None)
     if adapter_args.load_adapter:
         flag = f"--load_adapter {adapter_args.load_adapter}"
-        name = adapter_args.adapter_name
-        name = _load(model, adapter_args.load_adapter, "load_adapter", name)
+        name = _load(model, adapter_args.load_adapter, "load_adapter", adapter_args.adapter_name)
     else:
         name = adapter_args.adapter_name or safe_name(_data_name(data_args))
         config = parse_adapter_config(adapter_args.adapter_config)
@@ -85,7 +87,7 @@ def add_adapter(
         model.adapter_to(each, dtype=model.dtype)
 
     # What train_adapter makes trainable in the base is the adapter; the head it leaves as it was.
-    model.train_adapter(setup if language is None else name)
+    model.train_adapter(name)
     model.set_active_adapters(setup)
     of_adapter = {id(parameter) for parameter in _trainable(model).values()} - set(map(id, own_parameters.values()))
     ends = filter(None, (model.get_input_embeddings(), model.get_output_embeddings()))
