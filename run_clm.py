@@ -24,6 +24,7 @@ from utils.blocks import PackedBlocks, require_one_block
 from utils.collators import CausalLMCollator
 from utils.command_line import UsageError, entry_point, parse_arguments
 from utils.corpus import load_corpus
+from utils.hub_upload import prepare_upload
 from utils.model_config import default_block_size, load_config
 from utils.modeling import load_model, use_maskless_attention, use_summed_loss
 from utils.output_dir import find_checkpoint
@@ -87,6 +88,8 @@ def main(args: list[str] | None = None) -> None:
     config = load_config(model_args, AutoModelForCausalLM, MODEL_TYPES, data_args.block_size)
     check_adapter_arguments(adapter_args, model_args, training_args, config.model_type)
     metric = load_metric(training_args.metric)
+    if not data_args.preprocess_only:
+        prepare_upload(training_args)
     set_seed(training_args.seed)
 
     # Corpus: documents to train on and to evaluate on
@@ -161,7 +164,9 @@ def main(args: list[str] | None = None) -> None:
         trainer.save_state()
     if trainer.is_world_process_zero():
         if training_args.do_train:
-            snippet = SNIPPET if adapter is None else usage_snippet(adapter, model, AutoModelForCausalLM)
+            snippet = SNIPPET
+            if adapter is not None:
+                snippet = usage_snippet(adapter, model, AutoModelForCausalLM, training_args.push_to_hub)
             write_model_card(trainer, model_args, data_args, results, "text-generation", OBJECTIVE, snippet)
         if clm_args.sample_tokens:
             print(sample_text(model, tokenizer, clm_args.sample_tokens, list(blocks.values())[-1][0]["input_ids"]))

@@ -19,6 +19,7 @@ from utils.blocks import FramedBlocks, LineBlocks, LineByLineArguments, require_
 from utils.collators import MaskedLMCollator
 from utils.command_line import entry_point, parse_arguments
 from utils.corpus import load_corpus
+from utils.hub_upload import prepare_upload
 from utils.model_config import default_block_size, load_config
 from utils.modeling import load_model, use_summed_loss
 from utils.output_dir import find_checkpoint
@@ -63,6 +64,8 @@ def main(args: list[str] | None = None) -> None:
     config = load_config(model_args, AutoModelForMaskedLM, MODEL_TYPES, data_args.block_size)
     check_adapter_arguments(adapter_args, model_args, training_args, config.model_type)
     metric = load_metric(training_args.metric)
+    if not data_args.preprocess_only:
+        prepare_upload(training_args)
     set_seed(training_args.seed)
 
     # Corpus: documents to train on and to evaluate on
@@ -146,7 +149,9 @@ def main(args: list[str] | None = None) -> None:
         trainer.save_state()
     if trainer.is_world_process_zero():
         if training_args.do_train:
-            snippet = SNIPPET if adapter is None else usage_snippet(adapter, model, AutoModelForMaskedLM)
+            snippet = SNIPPET
+            if adapter is not None:
+                snippet = usage_snippet(adapter, model, AutoModelForMaskedLM, training_args.push_to_hub)
             snippet = snippet.replace("{mask}", tokenizer.mask_token)
             settings = dataclasses.asdict(mlm_args)
             write_model_card(trainer, model_args, data_args, results, "fill-mask", OBJECTIVE, snippet, settings)

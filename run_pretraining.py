@@ -19,6 +19,7 @@ from utils.arguments import DataArguments, LMTrainingArguments, MaskingArguments
 from utils.collators import PretrainingCollator
 from utils.command_line import UsageError, entry_point, parse_arguments
 from utils.corpus import load_corpus
+from utils.hub_upload import prepare_upload
 from utils.ipu_arguments import IPUArguments
 from utils.model_config import default_block_size, load_config, type_of_checkpoint_name
 from utils.modeling import load_model, use_summed_loss
@@ -150,6 +151,8 @@ def main(args: list[str] | None = None) -> None:
         raise UsageError(f"--metric_for_best_model {best}: Trainer knows eval_loss, the sum of both; use that")
     check_adapter_arguments(adapter_args, model_args, training_args, config.model_type)
     metric = load_metric(training_args.metric)
+    if not data_args.preprocess_only:
+        prepare_upload(training_args)
     set_seed(training_args.seed)
 
     # Corpus: documents to train on and to evaluate on; or pairs that others made, as texts or as token ids
@@ -268,7 +271,9 @@ def main(args: list[str] | None = None) -> None:
         trainer.save_state()
     if trainer.is_world_process_zero():
         if training_args.do_train:
-            snippet = SNIPPET if adapter is None else usage_snippet(adapter, model, AutoModelForPreTraining)
+            snippet = SNIPPET
+            if adapter is not None:
+                snippet = usage_snippet(adapter, model, AutoModelForPreTraining, training_args.push_to_hub)
             snippet = snippet.replace("{mask}", tokenizer.mask_token).replace("{question}", QUESTIONS[task])
             objective = OBJECTIVE.format(question=QUESTIONS[task])
             names = () if pair_args.is_already_masked else MASK_FLAGS

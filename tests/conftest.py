@@ -1,14 +1,26 @@
 """Fixtures: a little text, tokenizers and models of a layer or two. Nothing is downloaded, nothing is left behind."""
 
+import atexit
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+from hub_server import HubServer
 
+
+HUB = HubServer()
+HF_HOME = tempfile.mkdtemp(prefix="hf-home-")  # neither the user's token nor the user's cache
+atexit.register(shutil.rmtree, HF_HOME, ignore_errors=True)
+for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_TOKEN_PATH"):
+    os.environ.pop(name, None)
 os.environ |= {
+    "HF_HOME": HF_HOME,
+    "HF_ENDPOINT": HUB.url,  # read when the libraries are imported; used by the tests that take the fixture `hub`
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
     "CUDA_VISIBLE_DEVICES": "",
@@ -16,8 +28,11 @@ os.environ |= {
     "OMP_NUM_THREADS": "1",  # small products are no faster with two, and ten times as slow where a core is busy
 }
 
-import pytest  # noqa: E402  (the variables above must be set before transformers is imported)
+import datasets  # noqa: E402  (the variables above must be set before these are imported)
+import huggingface_hub  # noqa: E402
+import pytest  # noqa: E402
 import torch  # noqa: E402
+import transformers  # noqa: E402
 from transformers import (  # noqa: E402
     AutoConfig,
     AutoModelForMaskedLM,
@@ -190,6 +205,29 @@ def refused(common_args, tmp_path, capsys):
         return errors[0]
 
     return call
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub without repositories, for the real clients in this process, which are online with it and it alone."""
+    HUB.clear()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    set_offline(monkeypatch, False)
+    yield HUB
+    monkeypatch.undo()
+    set_offline(monkeypatch, True)
+    HUB.clear()
+
+
+def set_offline(monkeypatch, value: bool) -> None:
+    """As HF_HUB_OFFLINE does, which is read when the libraries are imported."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", value)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", value)
+    if hasattr(transformers.utils.hub, "_is_offline_mode"):  # transformers 4
+        monkeypatch.setattr(transformers.utils.hub, "_is_offline_mode", value)
+    reset_sessions = getattr(huggingface_hub.utils, "reset_sessions", None) or huggingface_hub.close_session
+    reset_sessions()
+    huggingface_hub.HfFileSystem.clear_instance_cache()
 
 
 def run_python(*words, **environment) -> subprocess.CompletedProcess:

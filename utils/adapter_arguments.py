@@ -5,13 +5,18 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from huggingface_hub import snapshot_download
 from torch import nn
 
 from utils.arguments import LMTrainingArguments, ModelArguments
 from utils.command_line import UsageError
+from utils.hub_errors import explain
 
 
 MERGED_FOLDER = "merged"
+# What of the model itself is saved with an adapter: a head or embeddings that no checkpoint has.
+MODEL_WEIGHTS = "model_weights.safetensors"
+LANGUAGE_FOLDER = "language_adapter"
 
 
 @dataclass
@@ -40,6 +45,9 @@ class AdapterArguments:
             "Its kind is what its own configuration says."
         },
     )
+    adapter_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of --load_adapter on the hub. Default: the newest."}
+    )
     load_lang_adapter: str | None = field(
         default=None,
         metadata={"help": "A language adapter to put under the one that is trained; it is not trained further."},
@@ -58,6 +66,7 @@ class AdapterArguments:
             f"weights, in the folder {MERGED_FOLDER} of the output, for use without the library."
         },
     )
+    folders: dict[str, str] = field(default_factory=dict, init=False, repr=False)  # of what is loaded, by the flag
 
     def __post_init__(self):
         for name in ("load_adapter", "load_lang_adapter", "lang_adapter_config", "adapter_name"):
@@ -65,6 +74,8 @@ class AdapterArguments:
         for flag in ("train_embeddings", "merge_adapter", "load_lang_adapter", "adapter_name"):
             if getattr(self, flag) and not self.train_adapter:
                 raise UsageError(f"--{flag} goes with --train_adapter")
+        if self.adapter_revision and not self.load_adapter:
+            raise UsageError("--adapter_revision goes with --load_adapter")
         if self.adapter_name and safe_name(self.adapter_name) != self.adapter_name:
             raise UsageError(
                 f"--adapter_name {self.adapter_name}: it names files and modules, so letters, digits, - and _ only; "
@@ -78,7 +89,7 @@ def check_adapter_arguments(
     training_args: LMTrainingArguments,
     model_type: str,
 ) -> None:
-    """Find wrong what can be found without the model.
+    """Find wrong what can be found without the model. Adapters of the hub are fetched, into `adapter_args.folders`.
 
     Raises:
         UsageError: an unknown kind of adapter, one that cannot be merged, an adapter of another kind of model, or one
@@ -91,8 +102,11 @@ def check_adapter_arguments(
     adapter_config = parse_adapter_config(adapter_args.adapter_config)
     for flag in ("load_adapter", "load_lang_adapter"):
         name = getattr(adapter_args, flag)
-        if name and Path(name).exists():
-            saved = _saved_config(name, flag)
+        if not name:
+            continue
+        folder = adapter_args.folders[flag] = _fetch(name, flag, adapter_args, model_args)
+        if Path(folder).exists():
+            saved = _saved_config(folder, flag)
             theirs, ours = saved.get("model_type"), model_type
             if theirs != ours:
                 base = model_args.model_name_or_path or f"--model_type {model_args.model_type}"
@@ -109,6 +123,25 @@ def check_adapter_arguments(
         raise UsageError(
             f"--merge_adapter: {adapter_args.adapter_config} cannot be merged into a model's weights; lora and ia3 can"
         )
+
+
+def _fetch(name: str, flag: str, adapter_args: AdapterArguments, model_args: ModelArguments) -> str:
+    """The folder of an adapter that is one or is on the hub; other names are left to the library as they are.
+
+    All that `save_adapter` writes is fetched, of which the library itself would miss the model's weights.
+    """
+    if Path(name).exists() or "://" in name or "@" in name:  # addresses, and names in AdapterHub's old index
+        return name
+    try:
+        return snapshot_download(
+            name,
+            revision=adapter_args.adapter_revision if flag == "load_adapter" else None,
+            cache_dir=model_args.cache_dir,
+            token=model_args.token,
+            allow_patterns=["adapter*", "pytorch_adapter.bin", MODEL_WEIGHTS, f"{LANGUAGE_FOLDER}/*"],
+        )
+    except Exception as error:  # of many types: the name, the access, the network
+        raise UsageError(f"--{flag} {name}: {explain(error, name)}") from error
 
 
 def safe_name(name: str) -> str:
@@ -137,4 +170,4 @@ def _saved_config(folder: str, flag: str) -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(f"--{flag} {folder}: no adapter there: {error}") from error
+        raise UsageError(f"--{flag}: no adapter in {folder}: {error}") from error

@@ -10,17 +10,20 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from utils.adapter_arguments import MERGED_FOLDER, AdapterArguments, parse_adapter_config, safe_name
+from utils.adapter_arguments import (
+    LANGUAGE_FOLDER,
+    MERGED_FOLDER,
+    MODEL_WEIGHTS,
+    AdapterArguments,
+    parse_adapter_config,
+    safe_name,
+)
 from utils.arguments import DataArguments, ModelArguments
 from utils.command_line import UsageError
 from utils.xlnet_adapters import init_xlnet
 
 
 logger = logging.getLogger(__name__)
-
-# What of the model itself is saved with the adapter: a head or embeddings that no checkpoint has.
-MODEL_WEIGHTS = "model_weights.safetensors"
-LANGUAGE_FOLDER = "language_adapter"
 
 
 @dataclass
@@ -66,14 +69,15 @@ def add_adapter(
         raise UsageError(f"--train_adapter: the adapters library has nothing for {model.config.model_type}") from error
 
     language = None
-    saved_language = Path(adapter_args.load_adapter or "") / LANGUAGE_FOLDER
+    folder = adapter_args.folders.get("load_adapter")
+    saved_language = Path(folder or "") / LANGUAGE_FOLDER
     if adapter_args.load_lang_adapter:
-        language = _load(model, adapter_args.load_lang_adapter, "load_lang_adapter", None)
+        language = _load(model, adapter_args.folders["load_lang_adapter"], "load_lang_adapter", None)
     elif adapter_args.load_adapter and saved_language.is_dir():  # under which the adapter was trained
         language = _load(model, str(saved_language), "load_adapter", None)
     if adapter_args.load_adapter:
         flag = f"--load_adapter {adapter_args.load_adapter}"
-        name = _load(model, adapter_args.load_adapter, "load_adapter", adapter_args.adapter_name)
+        name = _load(model, folder, "load_adapter", adapter_args.adapter_name)
     else:
         name = adapter_args.adapter_name or safe_name(_data_name(data_args))
         config = parse_adapter_config(adapter_args.adapter_config)
@@ -111,7 +115,7 @@ def add_adapter(
     _try_forward(model, flag)
 
     if adapter_args.load_adapter:
-        _load_weights(model, Path(adapter_args.load_adapter) / MODEL_WEIGHTS)
+        _load_weights(model, Path(folder) / MODEL_WEIGHTS)
     num_trained = sum(parameter.numel() for parameter in _trainable(model).values())
     num_all = sum(parameter.numel() for parameter in model.parameters())
     logger.info(
@@ -169,18 +173,19 @@ def save_merged_model(
     tokenizer.save_pretrained(folder)
 
 
-def usage_snippet(adapter: Adapter, model: PreTrainedModel, auto_class: type) -> str:
-    """Python code that loads the adapter, with `{model}` for its folder or repository."""
+def usage_snippet(adapter: Adapter, model: PreTrainedModel, auto_class: type, is_on_hub: bool = False) -> str:
+    """Python code that loads the adapter, with `{model}` for its folder, or its repository if it is on the hub."""
     is_xlnet = model.config.model_type == "xlnet"
     arguments = [f'"{adapter.base}"' if adapter.base else "folder"]
     arguments += ['attn_implementation="eager"'] if _has_prefixes(model) else []
     lines = [
         "import adapters",
+        "from huggingface_hub import snapshot_download" if is_on_hub else "",
         "from safetensors.torch import load_file" if adapter.base and adapter.saved_weights else "",
         f"from transformers import {auto_class.__name__}, AutoTokenizer",
         "",
         "from utils.xlnet_adapters import init_xlnet  # a file of the training scripts" if is_xlnet else "",
-        'folder = "{model}"',
+        'folder = snapshot_download("{model}")' if is_on_hub else 'folder = "{model}"',
         "tokenizer = AutoTokenizer.from_pretrained(folder)",
         f"model = {auto_class.__name__}.from_pretrained({', '.join(arguments)})",
     ]
@@ -194,7 +199,7 @@ def usage_snippet(adapter: Adapter, model: PreTrainedModel, auto_class: type) ->
     lines.append(f"model.set_active_adapters({'adapters.Stack(language, task)' if adapter.language else 'task'})")
     if adapter.base and adapter.saved_weights:
         lines.append(f'model.load_state_dict(load_file(folder + "/{MODEL_WEIGHTS}"), strict=False)')
-    return "\n".join(line for i, line in enumerate(lines) if line or i == 3)
+    return "\n".join(line for i, line in enumerate(lines) if line or i == 4)
 
 
 class GradientCheck(TrainerCallback):

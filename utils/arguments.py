@@ -135,6 +135,9 @@ class DataArguments:
     dataset_config_name: str | None = field(
         default=None, metadata={"help": "Configuration of --dataset_name, e.g. wikitext-2-raw-v1."}
     )
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of --dataset_name on the hub. Default: the newest."}
+    )
     dataset_path: str | None = field(
         default=None, metadata={"help": "Folder written by `Dataset.save_to_disk` or `DatasetDict.save_to_disk`."}
     )
@@ -213,6 +216,8 @@ class DataArguments:
             raise UsageError(f"{' and '.join(given)} contradict each other: the text has one source")
         if self.dataset_config_name and not self.dataset_name:
             raise UsageError("--dataset_config_name goes with --dataset_name")
+        if self.dataset_revision and not self.dataset_name:
+            raise UsageError("--dataset_revision goes with --dataset_name")
         if not 1 <= self.validation_split_percentage <= 99:
             raise UsageError(
                 f"--validation_split_percentage {self.validation_split_percentage} is outside 1..99; to train "

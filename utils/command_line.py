@@ -21,12 +21,20 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
 
+SECRETS = ("token", "hub_token", "push_to_hub_token")  # flags whose values are kept out of all that is written
+
+
 class UsageError(ValueError):
     """A mistake that the user can mend. The message is one line that names the flag or file and the way out."""
 
 
+class IncompleteRun(RuntimeError):
+    """Something failed that no flag mends. The message is one line that says what there is and what to do."""
+
+
 def entry_point(main: Callable) -> Callable:
-    """Make `main(args)` a script's way in: a `UsageError` ends in one line and exit code 2, without a traceback.
+    """Make `main(args)` a script's way in: a `UsageError` ends in one line and exit code 2, without a traceback; an
+    `IncompleteRun` likewise, with exit code 1.
 
     Under torchrun every process finds the same mistake; only the first of each machine prints it.
     """
@@ -35,11 +43,11 @@ def entry_point(main: Callable) -> Callable:
     def run(args: list[str] | None = None):
         try:
             result = main(args)
-        except UsageError as error:
+        except (UsageError, IncompleteRun) as error:
             if int(os.environ.get("LOCAL_RANK", 0)) == 0:
                 message = " ".join(str(error).split())
                 print(f"{Path(inspect.getfile(main)).name}: error: {message}", file=sys.stderr)
-            raise SystemExit(2) from error
+            raise SystemExit(2 if isinstance(error, UsageError) else 1) from error
         atexit.register(_end_process_group)  # not after an error: other processes may be stuck, this one is to leave
         return result
 
@@ -63,7 +71,7 @@ def parse_arguments(*dataclass_types: type, args: list[str] | None = None) -> tu
 
     Args:
         dataclass_types: dataclasses whose fields are the flags. The one that has a field `run_args` (not a flag)
-            gets there what was given, as `{flag: value}`, without the flags left at their defaults.
+            gets there what was given, as `{flag: value}`, without the flags left at their defaults and without tokens.
         args: the words after the script's name; None means `sys.argv[1:]`. A first word that ends in .json, .yaml
             or .yml is a file of flags; flags after it win over the file.
 
@@ -91,7 +99,8 @@ def parse_arguments(*dataclass_types: type, args: list[str] | None = None) -> tu
     assert not unknown  # parser.given() has refused them
     for arguments in parsed:
         if any(field.name == "run_args" for field in dataclasses.fields(arguments)):
-            arguments.run_args = given
+            # They are part of TrainingArguments, which TensorBoard and other loggers write down.
+            arguments.run_args = {flag: value for flag, value in given.items() if flag not in SECRETS}
     return tuple(parsed)
 
 

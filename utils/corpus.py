@@ -14,6 +14,7 @@ from datasets import Dataset, DatasetDict
 
 from utils.arguments import DataArguments, LMTrainingArguments
 from utils.command_line import UsageError
+from utils.hub_errors import explain
 from utils.text_files import find_files, load_files
 
 
@@ -127,9 +128,10 @@ def hold_out(documents: Dataset, percentage: int, seed: int) -> tuple[Dataset, D
 def _load_named(data_args: DataArguments, cache_dir: str | None, token: str | None) -> DatasetDict:
     name = data_args.dataset_name
     try:
-        return datasets.load_dataset(name, data_args.dataset_config_name, cache_dir=cache_dir, token=token)
+        options = {"cache_dir": cache_dir, "token": token, "revision": data_args.dataset_revision}
+        return datasets.load_dataset(name, data_args.dataset_config_name, **options)
     except Exception as error:  # of many types: the name, the access, the network or the files may be wrong
-        raise UsageError(f"--dataset_name {name}: {error}") from error
+        raise UsageError(f"--dataset_name {name}: {explain(error, name)}") from error
 
 
 def _load_saved(path: str) -> DatasetDict:

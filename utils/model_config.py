@@ -1,7 +1,6 @@
 """The model's configuration: read and checked as data before a class is built from it, changed, given to the model."""
 
 import ast
-import contextlib
 import difflib
 import logging
 from collections.abc import Iterable, Iterator
@@ -12,6 +11,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from utils.arguments import ModelArguments
 from utils.command_line import UsageError
+from utils.hub_errors import explain
 
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def load_config(
         try:
             config = AutoConfig.from_pretrained(name, **hub_options(model_args))
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:  # by what is wrong in the file
-            raise UsageError(f"{origin}: no configuration can be made of it: {error}") from error
+            raise UsageError(f"{origin}: no configuration can be made of it: {explain(error, name)}") from error
     if not model_args.trust_remote_code:
         _refuse_foreign_attention(config, origin)
     if not model_args.model_name_or_path:
@@ -87,7 +87,7 @@ def read_raw_config(name: str, model_args: ModelArguments) -> dict:
     try:
         raw_config, _ = PretrainedConfig.get_config_dict(name, **options)
     except (OSError, ValueError, TypeError) as error:
-        raise _NoConfig(f"{name}: no configuration to be had: {error}") from error
+        raise _NoConfig(f"{name}: no configuration to be had: {explain(error, name)}") from error
     _refuse_foreign_code(raw_config, name, model_args.trust_remote_code)
     return raw_config
 
@@ -96,10 +96,17 @@ class _NoConfig(UsageError):
     """There is no config.json, or none that can be read."""
 
 
-def check_config_files(name: str, model_args: ModelArguments) -> None:
-    """Check the config.json of a tokenizer's repository or folder; without one, no class can be built from it."""
-    with contextlib.suppress(_NoConfig):
+def check_config_files(name: str, model_args: ModelArguments) -> Exception | None:
+    """Check the config.json of a tokenizer's repository or folder; without one, no class can be built from it.
+
+    Returns:
+        Why there is none that can be read.
+    """
+    try:
         read_raw_config(name, model_args)
+    except _NoConfig as error:
+        return error
+    return None
 
 
 def hub_options(model_args: ModelArguments) -> dict[str, Any]:

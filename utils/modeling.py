@@ -19,6 +19,7 @@ from transformers.utils import ModelOutput
 
 from utils.arguments import ModelArguments
 from utils.command_line import UsageError
+from utils.hub_errors import explain
 from utils.model_config import hub_options, max_positions
 
 
@@ -76,7 +77,8 @@ def load_model(
                 **hub_options(model_args),
             )
         except (OSError, ValueError, ImportError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-            raise UsageError(f"--model_name_or_path {model_args.model_name_or_path}{attention}: {error}") from error
+            name = model_args.model_name_or_path
+            raise UsageError(f"--model_name_or_path {name}{attention}: {explain(error, name)}") from error
         new_weights = sorted(loading_info["missing_keys"])
         if new_weights:
             untrained = sorted({name.split(".")[0] for name in new_weights})

@@ -17,7 +17,6 @@ logger = logging.getLogger(__name__)
 
 RUN_ARGS = "run_args.yaml"  # also the sign that a checkpoint is ours
 RESULTS = ("train_results.json", "eval_results.json", "all_results.json", "trainer_state.json", "loss.png", RUN_ARGS)
-SECRETS = ("token", "hub_token", "push_to_hub_token")
 
 
 def find_checkpoint(training_args: LMTrainingArguments) -> str | None:
@@ -83,10 +82,11 @@ def clear_output_dir(folder: str | Path) -> None:
 
 
 def write_run_args(folder: str | Path, run_args: dict) -> None:
-    """Write the flags that were given, without tokens, as a file that repeats the run."""
-    shown = {flag: value for flag, value in run_args.items() if flag not in SECRETS}
+    """Write the flags that were given (`LMTrainingArguments.run_args`) as a file that repeats the run."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    (Path(folder) / RUN_ARGS).write_text(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    (Path(folder) / RUN_ARGS).write_text(
+        yaml.safe_dump(run_args, sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
 
 
 def is_complete(checkpoint: str | None) -> bool:

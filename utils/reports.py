@@ -10,7 +10,8 @@ import matplotlib
 import tokenizers
 import torch
 import transformers
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
 from matplotlib.figure import Figure
 
 from utils.arguments import DataArguments, LMTrainingArguments, ModelArguments
@@ -66,6 +67,7 @@ def write_model_card(
     plot_losses(trainer.state.log_history, output_dir / "loss.png")
     name = args.hub_model_id or str(output_dir)
     corpus = corpus_name(data_args)
+    hub_dataset = hub_name(data_args.dataset_name)
     metrics = {
         "eval_loss": "Loss",
         "perplexity": "Perplexity",
@@ -77,25 +79,28 @@ def write_model_card(
     eval_results = [
         EvalResult(
             task_type=task,
-            dataset_type=data_args.dataset_name or "text",
+            dataset_type=hub_dataset or "text",
             dataset_name=corpus,
             dataset_config=data_args.dataset_config_name,
             dataset_split="validation",
+            dataset_revision=data_args.dataset_revision,
             metric_type=key.removeprefix("eval_"),
             metric_name=metrics[key],
             metric_value=results[key],
         )
         for key in metrics
-        if key in results
+        if math.isfinite(results.get(key, math.nan))
     ]
-    is_hub_name = data_args.dataset_name and not data_args.dataset_name.startswith("builtin/")
+    base_card = card_of_base(model_args)
     metadata = ModelCardData(
         model_name=Path(name).name,
         library_name="transformers" if trainer.adapter is None else "adapters",
         pipeline_tag=task,
         tags=["generated-from-trainer", trainer.model.config.model_type],
-        datasets=[data_args.dataset_name] if is_hub_name and not Path(data_args.dataset_name).exists() else None,
-        base_model=model_args.model_name_or_path,
+        datasets=[hub_dataset] if hub_dataset else None,
+        base_model=hub_name(model_args.model_name_or_path),
+        # The base's licence holds for what is made of it. Its other terms are in fields of their own.
+        **{key: base_card[key] for key in ("license", "license_name", "license_link") if base_card.get(key)},
         eval_results=eval_results or None,
     )
     origin = f"`{model_args.model_name_or_path}`" if model_args.model_name_or_path else "random weights"
@@ -141,6 +146,26 @@ Text: {corpus}. The flags are in [run_args.yaml](run_args.yaml), which repeats t
 {_table(("package", "version"), versions)}
 """
     ModelCard(text).save(output_dir / "README.md")
+
+
+def hub_name(name: str | None) -> str | None:
+    """The name, if it is one on the hub, which refuses a card that names a folder as a data set or base model."""
+    return None if not name or Path(name).exists() or name.startswith("builtin/") else name
+
+
+def card_of_base(model_args: ModelArguments) -> dict:
+    """The metadata of the base model's card; nothing if there is no base, no card, or no way to it."""
+    name = model_args.model_name_or_path
+    if not name:
+        return {}
+    try:
+        path = Path(name) / "README.md"
+        if not Path(name).exists():
+            options = {"revision": model_args.model_revision, "token": model_args.token}
+            path = hf_hub_download(name, "README.md", cache_dir=model_args.cache_dir, **options)
+        return ModelCard.load(path).data.to_dict()
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
 
 
 def corpus_name(data_args: DataArguments) -> str:

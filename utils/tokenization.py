@@ -25,6 +25,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from utils.arguments import ModelArguments
 from utils.command_line import UsageError
 from utils.fingerprint import code_fingerprint, fingerprint
+from utils.hub_errors import explain, is_about_the_hub
 from utils.model_config import check_config_files
 from utils.token_store import cache_folder, texts
 
@@ -56,7 +57,7 @@ def load_tokenizer(
             raise UsageError("--train_tokenizer goes with --do_train and training documents (--train_file)")
         return _trained_tokenizer(model_args, train_documents, document_text, for_masks, for_pairs)
     name = model_args.tokenizer_name or model_args.model_name_or_path or model_args.config_name
-    check_config_files(name, model_args)
+    no_config = check_config_files(name, model_args)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             name,
@@ -67,7 +68,9 @@ def load_tokenizer(
             trust_remote_code=model_args.trust_remote_code,
         )
     except Exception as error:  # what from_pretrained raises, by file
-        raise UsageError(f"--tokenizer_name {name}: no tokenizer could be loaded: {error}") from error
+        # It hides what the hub answered, which was the same when the configuration was asked for.
+        reason = no_config if no_config is not None and is_about_the_hub(no_config) else error
+        raise UsageError(f"--tokenizer_name {name}: no tokenizer could be loaded: {explain(reason, name)}") from error
     if for_masks and tokenizer.mask_token is None:
         raise UsageError(
             f"--tokenizer_name {name}: this tokenizer has no mask token; choose that of a masked model, or "

@@ -22,6 +22,8 @@ from utils.adapter_setup import Adapter, GradientCheck, load_saved_adapter, save
 from utils.arguments import LMTrainingArguments
 from utils.blocks import LengthGroups
 from utils.command_line import UsageError
+from utils.hub_errors import explain
+from utils.hub_upload import CheckpointUploads, upload_results
 from utils.modeling import sums_loss
 from utils.output_dir import clear_output_dir, our_checkpoints, write_run_args
 from utils.progress import progress
@@ -127,6 +129,9 @@ class LMTrainer(Trainer):
         self.totals = self._no_totals()
         self.add_callback(self.totals)
         self.add_callback(EpochSetter)
+        self.checkpoint_uploads = CheckpointUploads()
+        if args.push_to_hub:
+            self.add_callback(self.checkpoint_uploads)
         # nll and targets of each loss, and tokens, of this process that are not yet in the totals
         dtype = torch.float32 if args.device.type == "mps" else torch.float64
         self._tally = torch.zeros(2 * len(self.losses) + 1, dtype=dtype, device=args.device)
@@ -413,8 +418,27 @@ class LMTrainer(Trainer):
             checkpoints.insert(len(checkpoints) - 1, best)
         return checkpoints
 
-    def create_model_card(self, *args, **kwargs) -> None:
-        """The card is written by `write_model_card`; Trainer's own would replace it when pushing to the hub."""
+    # The hub. Trainer's own way uploads training_args.bin, a pickle with the token in it, and a card of its own.
+
+    def init_hf_repo(self, token: str | None = None) -> None:
+        """`prepare_upload` has done it."""
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """CheckpointUploads does it, once the checkpoint is complete."""
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As Trainer's, which with `--push_to_hub` would also upload it, before it is evaluated."""
+        super().save_model(output_dir, _internal_call=True)
+
+    def push_to_hub(self, *args, **kwargs) -> None:
+        """Upload the output folder as it is, after the checkpoints that are on their way.
+
+        Raises:
+            IncompleteRun: it failed; the message says how to do it again.
+        """
+        if self.is_world_process_zero():
+            self.checkpoint_uploads.finish(self.args)
+            upload_results(self.args)
 
 
 def _num_tokens(batch: dict[str, torch.Tensor]) -> int | torch.Tensor:
@@ -432,4 +456,4 @@ def load_metric(name: str | None):
     try:
         return evaluate.load(name, experiment_id=str(os.getpid()))  # each process keeps its own
     except Exception as error:  # of many types: the name, the network, or the metric's own imports may be wrong
-        raise UsageError(f"--metric {name}: cannot be loaded: {error}") from error
+        raise UsageError(f"--metric {name}: cannot be loaded: {explain(error, name)}") from error

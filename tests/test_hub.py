@@ -1,0 +1,316 @@
+"""Uploads to the hub and downloads from it, over HTTP, with the real clients."""
+
+import json
+import logging
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+from conftest import ROOT, make_lines, set_offline
+from huggingface_hub import ModelCard
+
+import run_clm
+
+
+WIKITEXT = ["--dataset_name", "wikitext", "--dataset_config_name", "raw"]
+GPT2 = ["--model_name_or_path", "gpt2"]
+TRAIN = [*GPT2, *WIKITEXT, "--max_steps", 2, "--block_size", 32]
+PUSH = ["--push_to_hub", "--hub_token", "hf_writer"]
+DATA_CARD = b"""---
+configs:
+- config_name: raw
+  data_files:
+  - {split: train, path: raw/train.jsonl}
+  - {split: validation, path: raw/validation.jsonl}
+---
+"""
+
+
+def rows(num_lines: int, seed: int) -> bytes:
+    return "".join(json.dumps({"text": f"{line}\n"}) + "\n" for line in make_lines(num_lines, seed)).encode()
+
+
+@pytest.fixture
+def shelves(hub, checkpoint):
+    """A hub with a GPT-2, whose card has a licence, and a WikiText, both known by their old names too."""
+    folder = checkpoint("gpt2")
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    hub.add("model", "openai-community/gpt2", folder)
+    files = {"README.md": DATA_CARD, "raw/train.jsonl": rows(40, 0), "raw/validation.jsonl": rows(10, 1)}
+    hub.add("dataset", "Salesforce/wikitext", files)
+    hub.redirects |= {"gpt2": "openai-community/gpt2", "wikitext": "Salesforce/wikitext"}
+    return hub
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    """The clients try again after 1, 2, 4 ... seconds."""
+    clock = SimpleNamespace(sleep=lambda seconds: None, time=time.time)
+    monkeypatch.setattr("huggingface_hub.utils._http.time", clock)
+
+
+def all_bytes(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+# Uploads
+
+
+@pytest.mark.parametrize("strategy", ["end", "every_save", "checkpoint", "all_checkpoints"])
+def test_upload(strategy, shelves, run, tmp_path, capfd, caplog):
+    shelves.part_size = 20_000  # the weights go up in parts
+    results = run(
+        tmp_path / "out", *TRAIN, *PUSH, "--hub_strategy", strategy, "--hub_private_repo", "--report_to",
+        "tensorboard", "--save_strategy", "steps", "--save_steps", 1, "--token", "hf_reader",
+    )  # fmt: skip
+    repository = shelves.repositories["model", "tester/out"]
+    files = repository.files()
+    assert repository.private
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "README.md", "loss.png", "run_args.yaml"):
+        assert files[name] == (tmp_path / "out" / name).read_bytes()
+    traces = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out" / "runs").rglob("*tfev*")}
+    assert traces and traces <= set(files)
+    assert all(files[name] == (tmp_path / "out" / name).read_bytes() for name in traces)
+    folders = {name.split("/")[0] for name in files if "/" in name}
+    of_checkpoints = {"checkpoint": {"last-checkpoint"}, "all_checkpoints": {"checkpoint-1", "checkpoint-2"}}
+    assert folders == {"runs"} | of_checkpoints.get(strategy, set())
+    if strategy == "checkpoint":
+        last = tmp_path / "out" / "checkpoint-2"
+        uploaded = {name.removeprefix("last-checkpoint/") for name in files if name.startswith("last-checkpoint/")}
+        assert uploaded == {path.relative_to(last).as_posix() for path in last.rglob("*") if path.is_file()}
+        assert files["last-checkpoint/trainer_state.json"] == (last / "trainer_state.json").read_bytes()
+    num_commits = {"end": 1, "every_save": 2, "checkpoint": 2, "all_checkpoints": 3}[strategy]
+    assert len(repository.commits) - 1 >= num_commits
+    assert not [name for name in files if name.endswith("training_args.bin") or "optimizer" in name.split("/")[0]]
+    assert any(request.startswith("PUT") and request.endswith("/2") for request in shelves.requests)
+    assert not list((tmp_path / "out").glob("checkpoint-upload-*"))
+
+    # The tokens are nowhere.
+    printed = capfd.readouterr()
+    written = all_bytes(tmp_path / "out") + b"".join(files.values())
+    for secret in ("hf_writer", "hf_reader"):
+        assert secret.encode() not in written
+        assert secret not in printed.out + printed.err + caplog.text
+
+    # The card is read back, from the hub, and the model used.
+    card = ModelCard.load("tester/out", token="hf_writer")
+    assert card.data.license == "mit"
+    assert card.data.base_model == "gpt2"
+    assert card.data.datasets == ["wikitext"]
+    assert card.data.pipeline_tag == "text-generation"
+    assert card.data.library_name == "transformers"
+    assert {(result.metric_type, result.metric_value) for result in card.data.eval_results} == {
+        ("loss", results["eval_loss"]), ("perplexity", results["perplexity"]),
+        ("bits_per_byte", results["bits_per_byte"]), ("accuracy", results["eval_accuracy"]),
+    }  # fmt: skip
+    result = card.data.eval_results[0]
+    assert (result.task_type, result.dataset_type, result.dataset_config) == ("text-generation", "wikitext", "raw")
+    assert "![Training and evaluation loss over the steps](loss.png)" in card.content
+    assert 'model="tester/out"' in card.content
+    again = run(
+        tmp_path / "again", "--model_name_or_path", "tester/out", "--token", "hf_writer", *WIKITEXT, "--do_eval",
+        "--block_size", 32,
+    )  # fmt: skip
+    assert again["eval_loss"] == pytest.approx(results["eval_loss"], abs=1e-6)
+
+
+REFUSALS = {
+    "no token": ([], "wrong access: there is no token"),
+    "unknown token": (["--hub_token", "hf_wrong"], "wrong access: the hub does not take this token"),
+    "token that only reads": (["--hub_token", "hf_reader"], "wrong access: this token .* is not allowed"),
+    "name of somebody else": (
+        ["--hub_token", "hf_writer", "--hub_model_id", "stranger/new"], "wrong access: this token .* is not allowed",
+    ),
+    "repository of somebody else": (
+        ["--hub_token", "hf_writer", "--hub_model_id", "openai-community/gpt2"], "wrong access: .* is not allowed",
+    ),
+    "impossible name": (["--hub_token", "hf_writer", "--hub_model_id", "a b"], "--hub_model_id a b: .* letters"),
+    "no such branch": (["--hub_token", "hf_writer", "--hub_revision", "dev"], "no such revision"),
+    "offline": (["--hub_token", "hf_writer"], "no network: HF_HUB_OFFLINE is set"),
+    "server away": (["--hub_token", "hf_writer"], "the network: http://127.0.0.1.* cannot be reached"),
+    "server ill": (["--hub_token", "hf_writer"], "the network: the hub answers with status 503"),
+    "no training": (["--hub_token", "hf_writer", "--do_eval"], "--push_to_hub goes with --do_train"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_upload_is_refused_early(case, shelves, refused, monkeypatch, validation_file):
+    flags, message = REFUSALS[case]
+    if case == "offline":
+        set_offline(monkeypatch, True)
+    elif case.startswith("server"):
+        shelves.fail(" /api/repos", 0 if case == "server away" else 503)
+    before = {key: dict(repository.branches) for key, repository in shelves.repositories.items()}
+    monkeypatch.setattr(run_clm, "load_corpus", None)  # must not be called
+    scratch = ["--model_type", "gpt2", "--config_overrides", "n_embd=8,n_layer=1,n_head=2", "--train_tokenizer", "bpe"]
+    line = refused(*scratch, "--train_file", validation_file, "--push_to_hub", *flags)
+    assert re.search(message, line)
+    assert "hf_w" not in line and "hf_r" not in line
+    after = {key: repository.branches for key, repository in shelves.repositories.items()}
+    after.pop(("model", "tester/refused-output"), None)  # made for a branch that it does not have
+    assert after == before
+
+
+def test_flags_of_the_hub_alone(shelves, run, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        run(tmp_path / "out", *TRAIN, "--hub_model_id", "tester/x", "--hub_token", "hf_writer")
+    assert "--hub_model_id, --hub_token: no effect without --push_to_hub" in caplog.text
+    assert list(shelves.repositories) == [("model", "openai-community/gpt2"), ("dataset", "Salesforce/wikitext")]
+
+
+def test_server_that_fails_in_the_middle(shelves, common_args, tmp_path, capsys):
+    """One line with the command that uploads the results, which are complete; and the command does it."""
+    shelves.fail("PUT /upload", 0, after=1)
+    out = tmp_path / "the output"
+    args = ["--output_dir", out, *common_args, *TRAIN, *PUSH, "--hub_strategy", "end", "--hub_model_id", "tester/mine"]
+    with pytest.raises(SystemExit) as stopped:
+        run_clm.main([str(arg) for arg in args])
+    assert stopped.value.code == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert "Traceback" not in "".join(errors)
+    line = next(line for line in errors if line.startswith("run_clm.py: error: "))
+    assert "the network: " in line and f"complete in {out}" in line
+    names = {path.name for path in out.iterdir()}
+    assert names >= {"model.safetensors", "README.md", "all_results.json", "trainer_state.json", "loss.png"}
+    assert list(shelves.repositories["model", "tester/mine"].files()) == []
+
+    shelves.failures.clear()
+    words = shlex.split(line[line.index("hf upload ") :])
+    environment = os.environ | {"HF_TOKEN": "hf_writer", "HF_HUB_OFFLINE": "0"}
+    command = [Path(sys.executable).with_name("hf"), *words[1:]]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert result.returncode == 0, result.stderr
+    uploaded = shelves.repositories["model", "tester/mine"].files()
+    assert uploaded == {
+        path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()
+    }
+
+
+def test_upload_of_a_checkpoint_fails(shelves, run, tmp_path, caplog):
+    """Training goes on, a warning says so, and the upload at the end has everything."""
+    shelves.fail("POST .*/commit/", 500)
+    train_text_only = ["--save_strategy", "steps", "--save_steps", 1, "--hub_always_push"]
+    original = run_clm.LMTrainer.push_to_hub
+
+    def push_to_hub(trainer):
+        trainer.checkpoint_uploads.finish(trainer.args)
+        shelves.failures.clear()
+        original(trainer)
+
+    with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr(run_clm.LMTrainer, "push_to_hub", push_to_hub)
+        run(tmp_path / "out", *TRAIN, *PUSH, *train_text_only)
+    for step in (1, 2):
+        assert f"the upload of checkpoint-{step} failed, training goes on: the network: the hub answers" in caplog.text
+    files = shelves.repositories["model", "tester/out"].files()
+    assert files["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert not list((tmp_path / "out").glob("checkpoint-upload-*"))
+
+
+def test_in_a_process_of_its_own(shelves, tmp_path):
+    """With nothing but the environment; the branch exists already."""
+    huggingface_hub.create_repo("tester/model", token="hf_writer")
+    shelves.repositories["model", "tester/model"].commit({"old.txt": b"old"}, "dev")
+    environment = {"HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
+    flags = [
+        "--push_to_hub",
+        "--hub_model_id",
+        "tester/model",
+        "--hub_revision",
+        "dev",
+        "--output_dir",
+        tmp_path / "o",
+    ]
+    words = [sys.executable, "run_clm.py", *TRAIN, *flags, "--report_to", "none", "--bf16", "false"]
+    result = subprocess.run(
+        list(map(str, words)), cwd=ROOT, env=os.environ | environment | {"HF_TOKEN": "hf_writer"},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "hf_writer" not in result.stdout + result.stderr
+    files = shelves.repositories["model", "tester/model"].files("dev")
+    assert {"model.safetensors", "README.md", "old.txt"} <= set(files)
+    assert shelves.repositories["model", "tester/model"].files("main") == {}
+
+
+# Downloads
+
+
+def test_revisions_and_private_repositories(shelves, checkpoint, run, tmp_path):
+    old = run(tmp_path / "old", *GPT2, *WIKITEXT, "--do_eval", "--block_size", 32)
+    model = checkpoint("gpt2", n_layer=1)
+    commit = shelves.add("model", "tester/private", model, private=True)
+    shelves.add("model", "tester/private", {}, "main")
+    shelves.add("dataset", "tester/texts", {"a.jsonl": rows(30, 5)}, "v1", private=True)
+    shelves.add("dataset", "tester/texts", {"a.txt": b"no\n"})
+    flags = ["--do_eval", "--block_size", 32, "--token", "hf_reader"]
+    private = ["--model_name_or_path", "tester/private", "--model_revision", commit]
+    data = ["--dataset_name", "tester/texts", "--dataset_revision", "v1"]
+    first = run(tmp_path / "first", *private, *data, *flags)
+    (tmp_path / "texts.jsonl").write_bytes(rows(30, 5))
+    folder = ["--model_name_or_path", model, "--dataset_name", "json", "--do_eval", "--block_size", 32]
+    local = run(tmp_path / "local", *folder[:2], "--train_file", tmp_path / "texts.jsonl", *folder[4:])
+    assert first["eval_loss"] == local["eval_loss"] != old["eval_loss"]
+    assert first["eval_bytes"] == local["eval_bytes"]
+
+
+@pytest.mark.parametrize("way", ["HF_HUB_OFFLINE", "server away"])
+def test_from_the_cache(way, shelves, run, monkeypatch, tmp_path):
+    flags = [*GPT2, *WIKITEXT, "--do_eval", "--block_size", 32]
+    online = run(tmp_path / "online", *flags)
+    if way == "server away":
+        shelves.fail("", 0)
+        huggingface_hub.HfFileSystem.clear_instance_cache()
+    else:
+        set_offline(monkeypatch, True)
+    offline = run(tmp_path / "offline", *flags)
+    assert offline["eval_loss"] == online["eval_loss"]
+
+
+CAUSES = {
+    "missing": (["none/such"], "wrong name: there is no folder none/such, and the hub has no such repository"),
+    "malformed": (["a//b"], "wrong name|no folder|NAME"),
+    "private": (["stranger/private"], "wrong access, if it is private"),
+    "private, other token": (["stranger/private", "--token", "hf_reader"], "wrong access, if it is private"),
+    "unknown token": (["stranger/private", "--token", "hf_wrong"], "wrong access: the hub does not take this token"),
+    "gated": (["stranger/gated", "--token", "hf_reader"], "wrong access: stranger/gated is gated"),
+    "revision": (["stranger/public"], "wrong name: stranger/public has no such revision"),
+    "offline": (["stranger/public"], "no network: HF_HUB_OFFLINE is set"),
+    "server away": (["stranger/public"], "the network: http://127.0.0.1.* cannot be reached"),
+    "server ill": (["stranger/public"], "the network: "),
+}
+
+
+@pytest.mark.parametrize("what", ["model", "tokenizer", "dataset", "adapter"])
+@pytest.mark.parametrize("cause", CAUSES)
+def test_what_is_wrong(cause, what, hub, refused, checkpoint, validation_file, monkeypatch):
+    kind = "dataset" if what == "dataset" else "model"
+    files = {"README.md": b"A card.", "a.txt": b"text\n", "config.json": b"{}"}
+    hub.add(kind, "stranger/private", files, private=True)
+    hub.add(kind, "stranger/gated", files, gated=True)
+    hub.add(kind, "stranger/public", files)
+    (name, *more), message = CAUSES[cause]
+    if cause == "offline":
+        set_offline(monkeypatch, True)
+    elif cause.startswith("server"):
+        hub.fail("", 0 if cause == "server away" else 502)
+    elif cause == "revision":
+        flag = {"dataset": "--dataset_revision", "adapter": "--adapter_revision"}.get(what, "--model_revision")
+        more = [flag, "v9"]
+    model = checkpoint("gpt2")
+    flags = {
+        "model": ["--model_name_or_path", name, "--validation_file", validation_file],
+        "tokenizer": ["--model_name_or_path", model, "--tokenizer_name", name, "--validation_file", validation_file],
+        "dataset": ["--model_name_or_path", model, "--dataset_name", name],
+        "adapter": ["--model_name_or_path", model, "--load_adapter", name, "--validation_file", validation_file],
+    }[what]
+    line = refused(*flags, *more, "--do_eval")
+    assert re.search(message, line), line
+    assert name in line and "hf_" not in line.replace("hf_home", "")
