@@ -359,7 +359,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(200, b"", {"ETag": f'"{hashlib.md5(body).hexdigest()}"'})
         if self.command == "POST":
             parts = json.loads(body)["parts"]
-            body = b"".join(self.hub.parts.pop((oid, part["partNumber"])) for part in parts)
+            body = b"".join(self.hub.parts[oid, part["partNumber"]] for part in parts)
         if hashlib.sha256(body).hexdigest() != oid:
             raise _Refused(400, None, "the content does not have this hash")
         self.hub.large_files[oid] = body

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
+import torch
 from conftest import ROOT, make_lines, set_offline
 from huggingface_hub import ModelCard
 
@@ -86,7 +87,7 @@ def test_upload(strategy, shelves, run, tmp_path, capfd, caplog):
         uploaded = {name.removeprefix("last-checkpoint/") for name in files if name.startswith("last-checkpoint/")}
         assert uploaded == {path.relative_to(last).as_posix() for path in last.rglob("*") if path.is_file()}
         assert files["last-checkpoint/trainer_state.json"] == (last / "trainer_state.json").read_bytes()
-    num_commits = {"end": 1, "every_save": 2, "checkpoint": 2, "all_checkpoints": 3}[strategy]
+    num_commits = {"end": 1, "every_save": 2, "checkpoint": 3, "all_checkpoints": 5}[strategy]
     assert len(repository.commits) - 1 >= num_commits
     assert not [name for name in files if name.endswith("training_args.bin") or "optimizer" in name.split("/")[0]]
     assert any(request.startswith("PUT") and request.endswith("/2") for request in shelves.requests)
@@ -276,7 +277,7 @@ def test_from_the_cache(way, shelves, run, monkeypatch, tmp_path):
 
 CAUSES = {
     "missing": (["none/such"], "wrong name: there is no folder none/such, and the hub has no such repository"),
-    "malformed": (["a//b"], "wrong name|no folder|NAME"),
+    "malformed": (["a//b"], "wrong name: there is no folder a//b|Couldn't find any data file at .*/a/b"),
     "private": (["stranger/private"], "wrong access, if it is private"),
     "private, other token": (["stranger/private", "--token", "hf_reader"], "wrong access, if it is private"),
     "unknown token": (["stranger/private", "--token", "hf_wrong"], "wrong access: the hub does not take this token"),
@@ -292,7 +293,7 @@ CAUSES = {
 @pytest.mark.parametrize("cause", CAUSES)
 def test_what_is_wrong(cause, what, hub, refused, checkpoint, validation_file, monkeypatch):
     kind = "dataset" if what == "dataset" else "model"
-    files = {"README.md": b"A card.", "a.txt": b"text\n", "config.json": b"{}"}
+    files = {"README.md": b"A card.", "a.txt": b"text\n", "config.json": b"{}", "adapter_config.json": b"{}"}
     hub.add(kind, "stranger/private", files, private=True)
     hub.add(kind, "stranger/gated", files, gated=True)
     hub.add(kind, "stranger/public", files)
@@ -314,3 +315,56 @@ def test_what_is_wrong(cause, what, hub, refused, checkpoint, validation_file, m
     line = refused(*flags, *more, "--do_eval")
     assert re.search(message, line), line
     assert name in line and "hf_" not in line.replace("hf_home", "")
+
+
+def test_adapters(hub, checkpoint, run, tmp_path, validation_file, train_file):
+    """An adapter, its language adapter and the embeddings that were trained with it come from the hub as one."""
+    hub.add("model", "tester/base", checkpoint("gpt2"))
+    flags = ["--model_name_or_path", "tester/base", "--block_size", 32]
+    train = [*flags, "--train_file", train_file, "--validation_file", validation_file, "--max_steps", 3]
+    train += ["--train_adapter", "--learning_rate", "1e-2", *PUSH]
+    run(tmp_path / "language", *train, "--hub_model_id", "tester/language", "--adapter_name", "en")
+    stacked = ["--load_lang_adapter", "tester/language", "--adapter_name", "task", "--hub_model_id", "tester/task"]
+    results = run(tmp_path / "task", *train, *stacked, "--train_embeddings")
+    files = set(hub.repositories["model", "tester/task"].files())
+    assert {"adapter.safetensors", "model_weights.safetensors", "language_adapter/adapter.safetensors"} <= files
+
+    card = ModelCard.load("tester/task")
+    assert (card.data.library_name, card.data.base_model) == ("adapters", "tester/base")
+    assert {result.metric_type for result in card.data.eval_results} >= {"loss", "perplexity", "accuracy"}
+
+    evaluate = ["--validation_file", validation_file, "--do_eval"]
+    loaded = run(tmp_path / "loaded", *flags, *evaluate, "--load_adapter", "tester/task")
+    assert loaded["eval_loss"] == pytest.approx(results["eval_loss"], abs=1e-6)
+    plain = run(tmp_path / "plain", *flags, *evaluate)
+    assert abs(plain["eval_loss"] - results["eval_loss"]) > 1e-3
+
+    # Another commit, and the first one by its name.
+    first = hub.repositories["model", "tester/task"].branches["main"]
+    hub.add("model", "tester/task", hub.repositories["model", "tester/language"].files())
+    other = run(tmp_path / "other", *flags, *evaluate, "--load_adapter", "tester/task")
+    assert other["eval_loss"] != loaded["eval_loss"]
+    revision = ["--load_adapter", "tester/task", "--adapter_revision", first]
+    assert run(tmp_path / "same", *flags, *evaluate, *revision)["eval_loss"] == loaded["eval_loss"]
+
+    # The card's snippet, in plain PyTorch.
+    snippet = re.search(r"```python\n(.*?)```", card.content, re.DOTALL)[1]
+    assert 'folder = snapshot_download("tester/task")' in snippet
+    names = {}
+    hub.repositories["model", "tester/task"].branches["main"] = first
+    exec(snippet, names)
+    ids = names["tokenizer"](validation_file.read_text(), return_tensors="pt")["input_ids"][:, :32]
+    with torch.no_grad():
+        logits = names["model"].eval()(ids).logits
+        loss = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:])
+        names["model"].set_active_adapters("task")
+        assert not torch.allclose(names["model"](ids).logits, logits)  # the language adapter is there too
+    one_block = run(tmp_path / "one", *flags, *evaluate, *revision, "--max_eval_samples", 1)
+    assert one_block["eval_loss"] == pytest.approx(loss.item(), abs=1e-5)
+
+
+def test_no_adapter_in_the_repository(hub, checkpoint, refused, validation_file):
+    hub.add("model", "tester/base", checkpoint("gpt2"))
+    flags = ["--model_name_or_path", "tester/base", "--validation_file", validation_file, "--do_eval"]
+    line = refused(*flags, "--load_adapter", "tester/base")
+    assert "--load_adapter tester/base: the hub has tester/base, but no adapter in it" in line

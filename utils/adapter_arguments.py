@@ -105,7 +105,7 @@ def check_adapter_arguments(
         if not name:
             continue
         folder = adapter_args.folders[flag] = _fetch(name, flag, adapter_args, model_args)
-        if Path(folder).exists():
+        if Path(folder).is_dir():
             saved = _saved_config(folder, flag)
             theirs, ours = saved.get("model_type"), model_type
             if theirs != ours:
@@ -133,7 +133,7 @@ def _fetch(name: str, flag: str, adapter_args: AdapterArguments, model_args: Mod
     if Path(name).exists() or "://" in name or "@" in name:  # addresses, and names in AdapterHub's old index
         return name
     try:
-        return snapshot_download(
+        folder = snapshot_download(
             name,
             revision=adapter_args.adapter_revision if flag == "load_adapter" else None,
             cache_dir=model_args.cache_dir,
@@ -142,6 +142,9 @@ def _fetch(name: str, flag: str, adapter_args: AdapterArguments, model_args: Mod
         )
     except Exception as error:  # of many types: the name, the access, the network
         raise UsageError(f"--{flag} {name}: {explain(error, name)}") from error
+    if not (Path(folder) / "adapter_config.json").is_file():
+        raise UsageError(f"--{flag} {name}: the hub has {name}, but no adapter in it (adapter_config.json)")
+    return folder
 
 
 def safe_name(name: str) -> str:

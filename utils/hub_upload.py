@@ -9,7 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import disable_progress_bars
 from transformers.trainer_callback import TrainerCallback
@@ -47,6 +47,11 @@ def prepare_upload(training_args: LMTrainingArguments) -> None:
     if training_args.process_index != 0:
         return
     name = training_args.hub_model_id or Path(training_args.output_dir).absolute().name
+    if not (training_args.hub_token or get_token()):
+        raise UsageError(
+            f"--push_to_hub to {name}: wrong access: there is no token; give one that may write with --hub_token, in "
+            "HF_TOKEN, or by `hf auth login`"
+        )
     api = HfApi(token=training_args.hub_token)
     try:
         repository = api.create_repo(name, private=training_args.hub_private_repo, exist_ok=True)
@@ -113,13 +118,7 @@ class CheckpointUploads(TrainerCallback):
         self.left_out = None
         self.api = self.api or HfApi(token=args.hub_token)
         snapshot = take_snapshot(checkpoint, args.hub_strategy)
-        self.running[snapshot] = self.api.upload_folder(
-            repo_id=args.hub_model_id,
-            folder_path=snapshot,
-            commit_message=f"Training in progress, {checkpoint.name}",
-            revision=args.hub_revision,
-            run_as_future=True,
-        )
+        self.running[snapshot] = self.api.run_as_future(upload_snapshot, self.api, args, snapshot, checkpoint.name)
 
     def _report(self, args: LMTrainingArguments) -> None:
         for snapshot, upload in list(self.running.items()):
@@ -136,21 +135,35 @@ class CheckpointUploads(TrainerCallback):
 
 
 def take_snapshot(checkpoint: Path, strategy: HubStrategy) -> Path:
-    """Lay out, in a folder beside the checkpoint, what the repository is to have of it. Files are hard links."""
+    """Lay out, in a folder beside the checkpoint, what goes up of it. Files are hard links.
+
+    Returns:
+        The folder. In it are the folder `repository`, the model and the traces, and, as the strategy says,
+        `checkpoint`, all that a resumption needs.
+    """
     snapshot = checkpoint.with_name(checkpoint.name.replace("checkpoint-", "checkpoint-upload-"))
     for path in checkpoint.rglob("*"):
         if not path.is_file():
             continue
         place = path.relative_to(checkpoint)
         if not any(fnmatch.fnmatch(place.parts[0], pattern) for pattern in STATES):
-            _link(path, snapshot / place)
-        if strategy == HubStrategy.CHECKPOINT:
-            _link(path, snapshot / "last-checkpoint" / place)
-        elif strategy == HubStrategy.ALL_CHECKPOINTS:
-            _link(path, snapshot / checkpoint.name / place)
+            _link(path, snapshot / "repository" / place)
+        if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            _link(path, snapshot / "checkpoint" / place)
     if (checkpoint.parent / "runs").is_dir():
-        shutil.copytree(checkpoint.parent / "runs", snapshot / "runs")
+        shutil.copytree(checkpoint.parent / "runs", snapshot / "repository" / "runs")
     return snapshot
+
+
+def upload_snapshot(api: HfApi, args: LMTrainingArguments, snapshot: Path, name: str) -> None:
+    """Upload what `take_snapshot` laid out. In two commits, so that the weights, which are in both, go up once."""
+    options = {"repo_id": args.hub_model_id, "revision": args.hub_revision}
+    message = f"Training in progress, {name}"
+    api.upload_folder(folder_path=snapshot / "repository", commit_message=message, **options)
+    if (snapshot / "checkpoint").is_dir():
+        place = "last-checkpoint" if args.hub_strategy == HubStrategy.CHECKPOINT else name
+        folder = snapshot / "checkpoint"
+        api.upload_folder(folder_path=folder, path_in_repo=place, commit_message=f"{message}, to resume", **options)
 
 
 def _link(path: Path, to: Path) -> None:
