@@ -33,10 +33,6 @@ from utils.trainer import LMTrainer, load_metric
 class MaskedLMArguments(LineByLineArguments, MaskingArguments):
     """The flags of this script: how tokens are masked, and what an example is."""
 
-    def __post_init__(self):
-        LineByLineArguments.__post_init__(self)
-        MaskingArguments.__post_init__(self)
-
 
 # Wav2Vec2 hears and Perceiver sees, though transformers lists them.
 MODEL_TYPES = set(MODEL_FOR_MASKED_LM_MAPPING_NAMES) - {"wav2vec2", "perceiver"}

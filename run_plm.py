@@ -43,7 +43,6 @@ class PermutationLMArguments(LineByLineArguments):
     )
 
     def __post_init__(self):
-        super().__post_init__()
         if not 0 < self.plm_probability <= 1:
             raise UsageError(f"--plm_probability {self.plm_probability}: give a number above 0, at most 1")
         if self.max_span_length < 1:

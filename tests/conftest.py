@@ -136,7 +136,7 @@ def make_masked_model(model_type: str, vocab_size: int, **overrides):
     """A random masked model of two layers, 16 wide, without dropout."""
     torch.manual_seed(0)
     sizes = MASKED_SIZES_BY_TYPE.get(model_type, MASKED_SIZES)
-    config = AutoConfig.for_model(model_type, **sizes, vocab_size=vocab_size, **overrides)
+    config = AutoConfig.for_model(model_type, **(sizes | overrides), vocab_size=vocab_size)
     return AutoModelForMaskedLM.from_config(config)
 
 

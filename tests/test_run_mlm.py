@@ -369,7 +369,6 @@ def test_preprocess_only(train_file, common_args, capsys, monkeypatch, tmp_path)
             "--mask_replace_prob 0.8 --random_replace_prob 0.3",
             ["--mask_replace_prob 0.8", "--random_replace_prob 0.3"],
         ),
-        ("--pad_to_max_length", ["--pad_to_max_length", "--line_by_line"]),
         ("--group_by_length", ["--group_by_length", "--line_by_line"]),
         ("--max_seq_length 513", ["513", "512 positions", "max_position_embeddings=513"]),
         ("--max_seq_length 2", ["--max_seq_length 2", "2 special tokens", "3 or more"]),

@@ -181,13 +181,10 @@ class LineByLineArguments:
     pad_to_max_length: bool = field(
         default=False,
         metadata={
-            "help": "With --line_by_line: pad each batch to --max_seq_length, as TPUs want it, and not to its longest."
+            "help": "Pad every batch to --max_seq_length, as TPUs want it: lines of --line_by_line, which else are "
+            "padded to the longest of their batch, and the last packed block, the only one that is shorter."
         },
     )
-
-    def __post_init__(self):
-        if self.pad_to_max_length and not self.line_by_line:
-            raise UsageError("--pad_to_max_length goes with --line_by_line: packed blocks are full; leave it out")
 
     def fit(self, data_args: DataArguments, training_args: LMTrainingArguments) -> None:
         """Refuse what packed blocks have no use for; line by line, leave line ends out unless they were asked for."""
