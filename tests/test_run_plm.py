@@ -109,7 +109,8 @@ def test_evaluation_is_exact_at_any_batch_size(length, line_by_line, xlnet, vali
         assert both[0]["eval_loss"] == both[1]["eval_loss"]
 
 
-def test_padding_to_the_full_length_changes_nothing(xlnet, validation_file, run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("lines", [["--line_by_line"], []])
+def test_padding_to_the_full_length_changes_nothing(lines, xlnet, validation_file, run, tmp_path, monkeypatch):
     shapes = set()
     collate = PermutationLMCollator.__call__
 
@@ -121,10 +122,10 @@ def test_padding_to_the_full_length_changes_nothing(xlnet, validation_file, run,
     monkeypatch.setattr(PermutationLMCollator, "__call__", record)
     results = run(
         tmp_path / "out", "--model_name_or_path", xlnet, "--validation_file", validation_file, "--do_eval",
-        "--max_seq_length", 41, "--line_by_line", "--pad_to_max_length",
+        "--max_seq_length", 41, "--pad_to_max_length", "--per_device_eval_batch_size", 1, *lines,
     )  # fmt: skip
     assert shapes == {(41, 41 // 6 + 5)}
-    assert_as_reference(results, reference(xlnet, validation_file, 41, line_by_line=True))
+    assert_as_reference(results, reference(xlnet, validation_file, 41, line_by_line=bool(lines)))
 
 
 def test_targets_follow_the_flags(xlnet, validation_file, run, tmp_path):
