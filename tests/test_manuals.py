@@ -17,7 +17,6 @@ import run_clm
 import run_mlm
 import run_plm
 import run_pretraining
-from utils.arguments import DataArguments
 from utils.tokenization import train_tokenizer
 
 
@@ -225,7 +224,6 @@ def test_oscar(stocked_hub, framed_tokenizer, tmp_path, monkeypatch):
     assert again["eval_loss"] == results["eval_loss"]
 
 
-@pytest.mark.skipif("streaming" not in DataArguments.__dataclass_fields__, reason="there is no --streaming")
 def test_streamed_from_the_hub(stocked_hub, tmp_path):
     """The same evaluation as without --streaming."""
     whole = run_command(COMMANDS["clm"], tmp_path, "--learning_rate", "0")

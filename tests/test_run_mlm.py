@@ -92,9 +92,9 @@ def test_evaluation_is_exact_at_any_batch_size(
         assert both[0]["eval_loss"] == both[1]["eval_loss"]
 
 
-@pytest.mark.parametrize("lines", [["--line_by_line"], []])
+@pytest.mark.parametrize("line_by_line", [True, False])
 def test_padding_to_the_full_length_changes_nothing(
-    lines, masked_checkpoint, validation_file, run, tmp_path, monkeypatch
+    line_by_line, masked_checkpoint, validation_file, run, tmp_path, monkeypatch
 ):
     shapes = set()
     collate = MaskedLMCollator.__call__
@@ -108,10 +108,11 @@ def test_padding_to_the_full_length_changes_nothing(
     folder = masked_checkpoint("roberta")
     results = run(
         tmp_path / "out", "--model_name_or_path", folder, "--validation_file", validation_file, "--do_eval",
-        "--max_seq_length", 40, "--pad_to_max_length", "--per_device_eval_batch_size", 1, *lines,
+        "--max_seq_length", 40, "--pad_to_max_length", "--per_device_eval_batch_size", 1,
+        *["--line_by_line"] * line_by_line,
     )  # fmt: skip
     assert shapes == {40}
-    assert_as_reference(results, reference(folder, validation_file, 40, line_by_line=bool(lines)))
+    assert_as_reference(results, reference(folder, validation_file, 40, line_by_line=line_by_line))
 
 
 def test_masks_follow_the_flags(masked_checkpoint, validation_file, run, tmp_path):

@@ -91,7 +91,8 @@ class CheckpointUploads(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            for snapshot in Path(args.output_dir).glob("checkpoint-upload-*"):  # of a run that was killed
+            left_by_killed_run = set(Path(args.output_dir).glob("checkpoint-upload-*")) - set(self.running)
+            for snapshot in left_by_killed_run:
                 shutil.rmtree(snapshot)
 
     def on_save(self, args, state, control, **kwargs):
