@@ -21,6 +21,7 @@ for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "HF_DATASETS_
 os.environ |= {
     "HF_HOME": HF_HOME,
     "HF_ENDPOINT": HUB.url,  # read when the libraries are imported; used by the tests that take the fixture `hub`
+    "HF_HUB_DISABLE_XET": "1",  # the hub's other way for large files, with servers of its own
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
     "CUDA_VISIBLE_DEVICES": "",

@@ -65,6 +65,7 @@ class HubServer:
         self.http.daemon_threads = True
         self.http.hub = self
         self.url = f"http://127.0.0.1:{self.http.server_port}"
+        self.cdn_url = f"http://localhost:{self.http.server_port}"  # another host, as far as the clients can tell
         self.lock = threading.Lock()
         self.clear()
         threading.Thread(target=self.http.serve_forever, args=(0.05,), daemon=True).start()
@@ -286,7 +287,7 @@ class _Handler(BaseHTTPRequestHandler):
         oid = hashlib.sha256(content).hexdigest()
         self.hub.large_files[oid] = content
         headers |= {"X-Linked-Etag": f'"{oid}"', "X-Linked-Size": str(len(content)), "ETag": f'"{oid}"'}
-        self._send(302, b"", headers | {"Location": f"{self.hub.url}/cdn/{oid}"})
+        self._send(302, b"", headers | {"Location": f"{self.hub.cdn_url}/cdn/{oid}"})
 
     def _api(
         self, kind: str, name: str, verb: str | None, revision: str, rest: str | None, query: dict, body: bytes

@@ -15,8 +15,8 @@ from huggingface_hub.errors import (
 )
 
 
-# A connection that fails raises an error of the library that made it: requests, or httpx with huggingface_hub 1.
-HTTP_LIBRARIES = ("requests", "urllib3", "httpx", "httpcore")
+# A connection that fails raises an error of the library that made it, by the version of huggingface_hub.
+HTTP_LIBRARIES = ("requests", "urllib3", "httpx", "httpcore", "httpx2", "httpcore2")
 
 
 def explain(error: BaseException, name: str, is_upload: bool = False) -> str:
