@@ -7,7 +7,12 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
-from transformers.utils import is_liger_kernel_available, is_torch_bf16_gpu_available, is_torch_tf32_available
+from transformers.utils import (
+    is_liger_kernel_available,
+    is_torch_bf16_gpu_available,
+    is_torch_tf32_available,
+    is_torch_xla_available,
+)
 
 from utils.command_line import UsageError
 
@@ -321,6 +326,13 @@ class LMTrainingArguments(TrainingArguments):
             "true token at each target. Loss, perplexity and accuracy need none."
         },
     )
+    num_processes: int | None = field(
+        default=None,
+        metadata={
+            "help": "Processes of this machine that share the work. Default: one for each GPU; without GPUs, 1. "
+            "Several machines: torchrun."
+        },
+    )
     run_args: dict = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self):
@@ -346,7 +358,8 @@ class LMTrainingArguments(TrainingArguments):
         if not self.save_safetensors:
             raise UsageError("--save_safetensors false: this suite writes no pickles; leave it out")
         if self._n_gpu > 1:
-            logger.warning("one of the %d GPUs is used; for all of them: torchrun --nproc_per_node auto", self._n_gpu)
+            if self.num_processes is None:
+                logger.warning("one of the %d GPUs is used; the command line starts a process for each", self._n_gpu)
             self._n_gpu = 1  # never DataParallel
         if not self.average_tokens_across_devices:
             raise UsageError("--average_tokens_across_devices false: losses are always means over all tokens here")
@@ -354,10 +367,11 @@ class LMTrainingArguments(TrainingArguments):
             raise UsageError("--metric_for_best_model: use eval_loss, which has the same order as perplexity")
 
     def _choose_precision(self):
-        has_accelerator = torch.accelerator.is_available() and not self.use_cpu
+        has_tpu = is_torch_xla_available() and not self.use_cpu
+        has_accelerator = has_tpu or (torch.accelerator.is_available() and not self.use_cpu)
         cpu_has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         native_bf16 = is_torch_bf16_gpu_available() if has_accelerator else cpu_has_bf16
-        if self.bf16 and not native_bf16:
+        if self.bf16 and not (native_bf16 or has_tpu):
             raise UsageError("--bf16: this machine does not compute bfloat16; leave it out")
         os.environ["ACCELERATE_MIXED_PRECISION"] = LAUNCHER_PRECISION or "no"
         if self.bf16 is None:
@@ -368,9 +382,8 @@ class LMTrainingArguments(TrainingArguments):
                 )
         elif not self.bf16 and not self.fp16:
             os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
-        if self.bf16 and not has_accelerator:
-            self.use_cpu = True  # transformers asks for it where there is no GPU
         if not has_accelerator:
+            self.use_cpu = True  # without it, bf16 is refused and each of several processes trains for itself
             self.dataloader_pin_memory = False
         if self.tf32 is None and has_accelerator and is_torch_tf32_available():
             self.tf32 = True

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,16 @@ import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
+from utils.launch import first_to_fail, is_launched, is_loss_of_others, launch
+
+
+logger = logging.getLogger(__name__)
+
+LOST_PROCESS = (
+    "another process of this job has ended or does not answer (its output says why); the same command goes on from "
+    "the newest checkpoint, if there is one"
+)
+
 
 class UsageError(ValueError):
     """A mistake that the user can mend. The message is one line that names the flag or file and the way out."""
@@ -28,18 +39,29 @@ class UsageError(ValueError):
 def entry_point(main: Callable) -> Callable:
     """Make `main(args)` a script's way in: a `UsageError` ends in one line and exit code 2, without a traceback.
 
-    Under torchrun every process finds the same mistake; only the first of each machine prints it.
+    Of several processes, all find the same mistake, or one fails and the others miss it: the first of each machine
+    prints its error, another one ends in silence.
     """
 
     @functools.wraps(main)
     def run(args: list[str] | None = None):
+        script = Path(inspect.getfile(main)).name
         try:
             result = main(args)
         except UsageError as error:
-            if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-                message = " ".join(str(error).split())
-                print(f"{Path(inspect.getfile(main)).name}: error: {message}", file=sys.stderr)
+            with first_to_fail() as is_first:
+                if is_first:
+                    print(f"{script}: error: {' '.join(str(error).split())}", file=sys.stderr)
             raise SystemExit(2) from error
+        except Exception as error:
+            if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+                raise
+            with first_to_fail() as is_first:
+                if is_first and is_loss_of_others(error):
+                    print(f"{script}: error: {LOST_PROCESS}: {' '.join(str(error).split())}", file=sys.stderr)
+                elif is_first:
+                    traceback.print_exc()
+            raise SystemExit(1) from error
         atexit.register(_end_process_group)  # not after an error: other processes may be stuck, this one is to leave
         return result
 
@@ -61,6 +83,9 @@ def _end_process_group() -> None:
 def parse_arguments(*dataclass_types: type, args: list[str] | None = None) -> tuple:
     """Read the command line into one instance of each dataclass.
 
+    If the command line asks for several processes (`--num_processes`, by default one for each GPU) and no launcher
+    has started them, this process starts them with the same command line, waits for them and exits with their code.
+
     Args:
         dataclass_types: dataclasses whose fields are the flags. The one that has a field `run_args` (not a flag)
             gets there what was given, as `{flag: value}`, without the flags left at their defaults.
@@ -73,10 +98,15 @@ def parse_arguments(*dataclass_types: type, args: list[str] | None = None) -> tu
     """
     _set_up_logging()
     parser = _FlagParser(dataclass_types, allow_abbrev=False)
+    is_script = args is None  # and not a function that a program calls, which is to return
     args = list(sys.argv[1:] if args is None else args)
     if args and args[0].endswith((".json", ".yaml", ".yml")):
         args = _flags_in_file(Path(args[0]), parser) + args[1:]
     given = parser.given(args)
+    num_processes = _processes_to_start(given, is_script)
+    if num_processes > 1:
+        logger.info("starting %d processes%s", num_processes, "" if _on_cpu(given) else ", one for each GPU")
+        raise SystemExit(launch(sys.argv, num_processes))
     try:
         *parsed, unknown = parser.parse_args_into_dataclasses(
             args, return_remaining_strings=True, look_for_args_file=False
@@ -93,6 +123,34 @@ def parse_arguments(*dataclass_types: type, args: list[str] | None = None) -> tu
         if any(field.name == "run_args" for field in dataclasses.fields(arguments)):
             arguments.run_args = given
     return tuple(parsed)
+
+
+def _processes_to_start(given: dict, is_script: bool) -> int:
+    """How many processes this one is to start in its place; 1 if it is to do the work itself."""
+    asked_for = given.get("num_processes")
+    if asked_for is not None and asked_for < 1:
+        raise UsageError(f"--num_processes {asked_for}: give 1 or more")
+    if is_launched():
+        started = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or asked_for or 1)
+        if asked_for not in (None, started):
+            raise UsageError(f"--num_processes {asked_for}, but the launcher has started {started}: leave it out")
+        return 1
+    if not is_script:
+        if (asked_for or 1) > 1:
+            raise UsageError(f"--num_processes {asked_for} works on the command line, not in a call of main(args)")
+        return 1
+    if given.get("preprocess_only"):  # which uses all cores by itself
+        return 1
+    if _on_cpu(given):
+        return asked_for or 1
+    num_gpus = torch.accelerator.device_count()
+    if (asked_for or 1) > num_gpus:
+        raise UsageError(f"--num_processes {asked_for}: there are {num_gpus} GPUs here; give less, or --use_cpu")
+    return asked_for or num_gpus
+
+
+def _on_cpu(given: dict) -> bool:
+    return not torch.accelerator.is_available() or any(given.get(flag) for flag in ("use_cpu", "no_cuda"))
 
 
 class _FlagParser(HfArgumentParser):
