@@ -23,6 +23,7 @@ DTYPES = ("float32", "bfloat16", "float16", "auto")
 # What `accelerate launch` chose. TrainingArguments writes its own choice into the same variable, where a second run
 # in one process would read it, so it is read here, once.
 LAUNCHER_PRECISION = os.environ.get("ACCELERATE_MIXED_PRECISION")
+LAUNCHER_USES_FSDP = os.environ.get("ACCELERATE_USE_FSDP") == "true"
 
 
 @dataclass
@@ -339,6 +340,8 @@ class LMTrainingArguments(TrainingArguments):
         if not self.do_train and not self.do_eval:
             self.do_train = self.do_eval = True
         self._choose_precision()
+        if self.fsdp or LAUNCHER_USES_FSDP:
+            self._choose_fsdp()
         use_lamb = self.optim == "lamb"  # which transformers does not know; LMTrainer does
         if use_lamb:
             self.optim = self.default_optim
@@ -365,6 +368,19 @@ class LMTrainingArguments(TrainingArguments):
             raise UsageError("--average_tokens_across_devices false: losses are always means over all tokens here")
         if (self.metric_for_best_model or "").removeprefix("eval_") in ("perplexity", "bits_per_byte"):
             raise UsageError("--metric_for_best_model: use eval_loss, which has the same order as perplexity")
+
+    def _choose_fsdp(self):
+        """FSDP2, which replaces the FSDP that transformers 4 means by --fsdp."""
+        if self.use_cpu:
+            raise UsageError("--fsdp: accelerate shards a model on GPUs alone; leave it out")
+        if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+            raise UsageError("--fsdp shares a model out among processes: give --num_processes 2 or more, or leave it out")
+        if LAUNCHER_USES_FSDP:
+            return
+        if "hybrid_shard" in self.fsdp or "hybrid_shard_zero2" in self.fsdp:
+            raise UsageError("--fsdp hybrid_shard: accelerate launch does it, see recipes/accelerate/fsdp2_hybrid.yaml")
+        os.environ["FSDP_VERSION"] = "2"
+        os.environ["FSDP_RESHARD_AFTER_FORWARD"] = str("shard_grad_op" not in self.fsdp).lower()
 
     def _choose_precision(self):
         has_tpu = is_torch_xla_available() and not self.use_cpu

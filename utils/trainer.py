@@ -25,6 +25,7 @@ from utils.command_line import UsageError
 from utils.modeling import sums_loss
 from utils.output_dir import clear_output_dir, our_checkpoints, write_run_args
 from utils.progress import progress
+from utils.sharding import keep_sums_exact, weight_names, whole_weights, with_weights
 from utils.training_log import LogLines, ProgressBar
 
 
@@ -114,6 +115,8 @@ class LMTrainer(Trainer):
         if args.gradient_checkpointing and not model.supports_gradient_checkpointing:
             raise UsageError(f"--gradient_checkpointing: {type(model).__name__} cannot do it; leave it out")
         super().__init__(model=model, args=args, **kwargs)
+        keep_sums_exact(self.accelerator)
+        self._weight_names = weight_names(model)
         for flag in WITHOUT_EFFECT:
             if flag in args.run_args:
                 logger.warning("--%s has no effect in this suite", flag)
@@ -371,13 +374,26 @@ class LMTrainer(Trainer):
         self._pause_clock()
         super()._save_checkpoint(model, trial)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As Trainer's; and of a sharded model always the whole, also in a checkpoint that has the shards too."""
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        weights = whole_weights(self.accelerator, self.model_wrapped, self._weight_names)
+        if self.args.should_save:
+            self._save(output_dir, weights)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         output_dir = output_dir or self.args.output_dir
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if self.adapter is None:
             model.save_pretrained(output_dir, state_dict=state_dict)
         else:
-            save_adapter(model, self.adapter, output_dir)
+            with with_weights(model, state_dict):
+                save_adapter(model, self.adapter, output_dir)
         self.processing_class.save_pretrained(output_dir)
         write_run_args(output_dir, self.args.run_args)
 
