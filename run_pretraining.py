@@ -301,5 +301,10 @@ def refuse_idle_flags(source: str, is_masked: bool, given: dict) -> None:
         raise UsageError(f"--{flag} has no effect: {idle[flag]}; leave it out")
 
 
+def _mp_fn(index: int) -> None:
+    """For spawners that give each process its index, such as torch_xla's."""
+    main()
+
+
 if __name__ == "__main__":
     main()

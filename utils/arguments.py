@@ -23,6 +23,7 @@ DTYPES = ("float32", "bfloat16", "float16", "auto")
 # What `accelerate launch` chose. TrainingArguments writes its own choice into the same variable, where a second run
 # in one process would read it, so it is read here, once.
 LAUNCHER_PRECISION = os.environ.get("ACCELERATE_MIXED_PRECISION")
+LAUNCHER_USES_DEEPSPEED = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
 LAUNCHER_USES_FSDP = os.environ.get("ACCELERATE_USE_FSDP") == "true"
 
 
@@ -368,6 +369,11 @@ class LMTrainingArguments(TrainingArguments):
             raise UsageError("--average_tokens_across_devices false: losses are always means over all tokens here")
         if (self.metric_for_best_model or "").removeprefix("eval_") in ("perplexity", "bits_per_byte"):
             raise UsageError("--metric_for_best_model: use eval_loss, which has the same order as perplexity")
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process has a part of the model only (FSDP, or DeepSpeed, which may do so)."""
+        return bool(self.fsdp or LAUNCHER_USES_FSDP or self.deepspeed or LAUNCHER_USES_DEEPSPEED)
 
     def _choose_fsdp(self):
         """FSDP2, which replaces the FSDP that transformers 4 means by --fsdp."""

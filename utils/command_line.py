@@ -31,6 +31,11 @@ LOST_PROCESS = (
     "the newest checkpoint, if there is one"
 )
 
+NO_TPU_FLAG = (
+    "--tpu was TensorFlow's: on a TPU machine with torch_xla, accelerate launch --tpu --num_processes 8 (or another "
+    "spawner of _mp_fn) runs this script; leave the flag out"
+)
+
 
 class UsageError(ValueError):
     """A mistake that the user can mend. The message is one line that names the flag or file and the way out."""
@@ -173,6 +178,8 @@ class _FlagParser(HfArgumentParser):
         namespace, unknown = self.parse_known_args(args)
         for action, default, required in defaults:
             action.default, action.required = default, required
+        if unknown and unknown[0].split("=")[0] == "--tpu":
+            raise UsageError(NO_TPU_FLAG)
         if unknown:
             raise UsageError(f"unknown flag {unknown[0]}{self.nearest(unknown[0])}")
         return vars(namespace)

@@ -25,7 +25,7 @@ from utils.command_line import UsageError
 from utils.modeling import sums_loss
 from utils.output_dir import clear_output_dir, our_checkpoints, write_run_args
 from utils.progress import progress
-from utils.sharding import keep_sums_exact, weight_names, whole_weights, with_weights
+from utils.sharding import prepare_alone, prepare_sharding, weight_names, whole_weights, with_weights
 from utils.training_log import LogLines, ProgressBar
 
 
@@ -115,7 +115,7 @@ class LMTrainer(Trainer):
         if args.gradient_checkpointing and not model.supports_gradient_checkpointing:
             raise UsageError(f"--gradient_checkpointing: {type(model).__name__} cannot do it; leave it out")
         super().__init__(model=model, args=args, **kwargs)
-        keep_sums_exact(self.accelerator)
+        prepare_sharding(self.accelerator, model)
         self._weight_names = weight_names(model)
         for flag in WITHOUT_EFFECT:
             if flag in args.run_args:
@@ -326,7 +326,7 @@ class LMTrainer(Trainer):
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
         )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            model = self.model_wrapped if self.accelerator._models else self.accelerator.prepare(self.model)
+            model = self.model_wrapped if self.accelerator._models else prepare_alone(self.accelerator, self.model)
         else:
             model = self.model.to(self.args.device)
         autocast_dtype = {
