@@ -380,11 +380,15 @@ class LMTrainingArguments(TrainingArguments):
         if self.use_cpu:
             raise UsageError("--fsdp: accelerate shards a model on GPUs alone; leave it out")
         if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-            raise UsageError("--fsdp shares a model out among processes: give --num_processes 2 or more, or leave it out")
+            raise UsageError(
+                "--fsdp shares a model out among processes: give --num_processes 2 or more, or leave it out"
+            )
         if LAUNCHER_USES_FSDP:
             return
         if "hybrid_shard" in self.fsdp or "hybrid_shard_zero2" in self.fsdp:
-            raise UsageError("--fsdp hybrid_shard: accelerate launch does it, see recipes/accelerate/fsdp2_hybrid.yaml")
+            raise UsageError(
+                "--fsdp hybrid_shard: accelerate launch does it, see recipes/accelerate/fsdp2_hybrid.yaml"
+            )
         os.environ["FSDP_VERSION"] = "2"
         os.environ["FSDP_RESHARD_AFTER_FORWARD"] = str("shard_grad_op" not in self.fsdp).lower()
 

@@ -398,13 +398,13 @@ class LMTrainer(Trainer):
         write_run_args(output_dir, self.args.run_args)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        if self.adapter is None:
+        if self.adapter is None or self.is_fsdp_enabled:  # whose checkpoints have the shards of the whole model
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             load_saved_adapter(self.model, self.adapter, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        if self.adapter is None:
+        if self.adapter is None or self.is_fsdp_enabled:  # whose checkpoints have the shards of the whole model
             super()._load_best_model()
         else:
             load_saved_adapter(self.model, self.adapter, self.state.best_model_checkpoint)
