@@ -3,8 +3,8 @@
 import json
 import os
 import re
-import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,15 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from conftest import ROOT, make_lines, make_masked_model, make_model, make_xlnet, run_python
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForPreTraining
+from transformers import AutoConfig, AutoModelForPreTraining
 
 import run_clm
 import run_mlm
 import run_plm
 import run_pretraining
-from utils.sharding import layer_classes, weight_names
+from utils.sharding import layer_classes
 from utils.tokenization import train_tokenizer
 
 
@@ -258,3 +259,156 @@ def test_sharded_sums_are_not_rounded_to_bfloat16(sharded):
     assert mixed["eval_loss"] == pytest.approx(exact["eval_loss"], rel=2e-3)
     total = mixed["eval_loss"] * mixed["eval_tokens"]
     assert float(torch.tensor(total).bfloat16()) != pytest.approx(total, abs=1e-3)
+
+
+def test_a_stack_of_layers_is_what_is_gathered_at_once():
+    names = {"clm": "GPT2Block", "mlm": "BertLayer", "plm": "XLNetLayer"}
+    models = {"clm": make_model("gpt2", 300), "mlm": make_masked_model("bert", 300), "plm": make_xlnet(300)}
+    assert {script: layer_classes(model) for script, model in models.items()} == {k: [v] for k, v in names.items()}
+
+
+# Two machines
+
+# Each machine has a launcher and a process, which joins the other one over loopback.
+MACHINE_JOB = """
+import os, signal, sys
+from pathlib import Path
+
+import run_clm
+from utils import token_store
+from utils.trainer import LMTrainer
+
+folder, dies = Path(sys.argv[1]), sys.argv[2] == "dies"
+build, training_step = token_store._build, LMTrainer.training_step
+
+def note_build(path, *args):
+    with open(folder / "built.txt", "a") as file:
+        file.write(f"{path.name}\\n")
+    build(path, *args)
+
+def die_in_step_4(trainer, *args):
+    if dies and trainer.state.global_step == 3 and os.environ["RANK"] == "1":
+        os.kill(os.getppid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return training_step(trainer, *args)
+
+token_store._build, LMTrainer.training_step = note_build, die_in_step_4
+run_clm.main(sys.argv[3:])
+"""
+
+
+def two_machines(folder: Path, dies: str, *flags) -> list[tuple[int, str]]:
+    """Exit code and stderr of the two launchers."""
+    (folder / "job.py").write_text(MACHINE_JOB)
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nnodes", 2, "--nproc_per_node", 1, "--rdzv_backend", "c10d",
+        "--rdzv_endpoint", f"localhost:{port}", "--rdzv_id", "job", "--local_addr", "localhost",
+    ]  # fmt: skip
+    launchers = []
+    for machine in range(2):
+        # The one that is told so keeps the meeting place, and has rank 0.
+        words = [*command, "--rdzv_conf", f"is_host={machine == 0}", folder / "job.py", folder, dies, *flags]
+        launchers.append(
+            subprocess.Popen(
+                list(map(str, words)), cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE,
+                stdout=subprocess.PIPE, text=True,
+            )
+        )  # fmt: skip
+    try:
+        errors = [launcher.communicate(timeout=120)[1] for launcher in launchers]
+    finally:
+        for launcher in launchers:
+            launcher.kill()
+    return [(launcher.returncode, error) for launcher, error in zip(launchers, errors, strict=True)]
+
+
+def test_a_machine_that_dies_ends_the_job_which_goes_on_when_restarted(folder, tmp_path):
+    flags = [*flags_of(folder, "clm", 4), "--save_strategy", "steps", "--save_steps", "1", "--overwrite_cache"]
+    flags[flags.index("--cache_dir") + 1] = str(tmp_path / "cache")
+    output = ["--output_dir", tmp_path / "two"]
+    first, second = two_machines(tmp_path, "dies", *flags, *output)
+    assert second[0] == -signal.SIGKILL
+    assert first[0] == 1
+    lines = [line for line in first[1].splitlines() if line.startswith("run_clm.py: error: ")]
+    assert len(lines) == 1 and "another process of this job has ended" in lines[0] and "checkpoint" in lines[0]
+    built = (tmp_path / "built.txt").read_text().split()
+    assert len(built) == len(set(built)) == 2  # by one machine, in the cache that both see, though told to overwrite
+    assert not (tmp_path / "two" / "model.safetensors").exists()
+
+    again = two_machines(tmp_path, "lives", *flags, *output)
+    assert [code for code, _ in again] == [0, 0], again
+    assert "resuming from" in again[0][1] and "checkpoint-3" in again[0][1]
+    run_clm.main(["--output_dir", str(tmp_path / "one"), *flags_of(folder, "clm", 8)])
+    expected = load_file(tmp_path / "one" / "model.safetensors")
+    for name, weight in load_file(tmp_path / "two" / "model.safetensors").items():
+        torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-6)
+    built = (tmp_path / "built.txt").read_text().split()
+    assert len(built) == 4 and len(set(built)) == 2  # and again by the restarted job, once
+
+
+# Recipes
+
+
+@pytest.mark.parametrize(
+    "recipe", sorted((ROOT / "recipes" / "accelerate").glob("*.yaml")), ids=lambda path: path.name
+)
+def test_accelerate_takes_the_recipe(recipe):
+    """And what it makes of it is what the name says; the header has the command."""
+    config = load_config_from_file(str(recipe))
+    assert f"--config_file recipes/accelerate/{recipe.name}" in recipe.read_text()
+    kind = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "deepspeed": "DEEPSPEED"}[recipe.stem.split("_")[0]]
+    assert config.distributed_type == kind
+    args = launch_command_parser().parse_args(["--config_file", str(recipe), "run_clm.py"])
+    if kind != "DEEPSPEED":  # which looks for the package
+        args, *_ = _validate_launch_command(args)
+        assert (args.num_machines > 1) == bool(re.search("two_nodes|hybrid", recipe.name))
+        assert args.num_processes == 8 * args.num_machines
+    if kind == "FSDP":
+        assert args.fsdp_version == 2 and args.use_parallelism_config == ("hybrid" in recipe.name)
+    if kind == "DEEPSPEED":
+        assert config.deepspeed_config["zero_stage"] == int(recipe.stem[-1])
+
+
+TORCHRUN = """#!/usr/bin/env bash
+trap 'echo saved >> "$FOLDER/log"; exit 143' TERM
+echo "started $*" >> "$FOLDER/log"
+[ "$FAILS" = 1 ] && exit 1
+while true; do read -t 1 <> <(:) || true; done
+"""
+SRUN = """#!/usr/bin/env bash
+trap 'kill -TERM $!' TERM
+"$@" &
+wait $!; code=$?
+[ $code = 143 ] && { wait $!; code=$?; }
+exit $code
+"""
+SCONTROL = """#!/usr/bin/env bash
+[ "$1" = show ] && { echo machine1; echo machine2; exit; }
+echo "$*" >> "$FOLDER/log"
+"""
+
+
+@pytest.mark.parametrize("ending", ["signal", "failure"])
+def test_slurm_job_is_requeued_after_the_signal_alone(tmp_path, ending):
+    """With stand-ins for Slurm's commands and torchrun."""
+    for name, text in {"torchrun": TORCHRUN, "srun": SRUN, "scontrol": SCONTROL}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    log = tmp_path / "log"
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "FOLDER": str(tmp_path), "SLURM_JOB_ID": "7"}
+    environment |= {"SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "machine[1-2]", "FAILS": str(int(ending == "failure"))}
+    job = subprocess.Popen(
+        ["bash", ROOT / "recipes" / "slurm" / "train.sbatch", "run_clm.py", "--flag", "two words"],
+        env=os.environ | environment,
+    )
+    while not log.exists() or not log.read_text().endswith("\n"):
+        os.sched_yield()
+    if ending == "signal":
+        job.send_signal(signal.SIGTERM)
+    assert job.wait(timeout=60) == (143 if ending == "signal" else 1)
+    started, *rest = log.read_text().splitlines()
+    assert "--nnodes 2 --nproc_per_node 8 " in started and "machine1:29500 run_clm.py --flag two words" in started
+    assert rest == (["saved", "requeue 7"] if ending == "signal" else [])
