@@ -21,7 +21,7 @@ import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
-from utils.launch import first_to_fail, is_launched, is_loss_of_others, launch
+from utils.launch import first_to_fail, is_loss_of_others, launch, launched_processes
 
 
 logger = logging.getLogger(__name__)
@@ -135,8 +135,8 @@ def _processes_to_start(given: dict, is_script: bool) -> int:
     asked_for = given.get("num_processes")
     if asked_for is not None and asked_for < 1:
         raise UsageError(f"--num_processes {asked_for}: give 1 or more")
-    if is_launched():
-        started = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or asked_for or 1)
+    started = launched_processes()
+    if started is not None:
         if asked_for not in (None, started):
             raise UsageError(f"--num_processes {asked_for}, but the launcher has started {started}: leave it out")
         return 1

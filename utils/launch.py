@@ -17,16 +17,17 @@ from torch.distributed import DistError, TCPStore
 
 logger = logging.getLogger(__name__)
 
-LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # of torchrun and mpirun
-# `accelerate launch` of one process sets none of them. Read once, since TrainingArguments sets this one later.
-HAS_ACCELERATE_LAUNCHED = "ACCELERATE_MIXED_PRECISION" in os.environ
+# How many processes a launcher has started here: torchrun (of this machine, of all), or mpirun.
+SIZES = ("LOCAL_WORLD_SIZE", "WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 SECONDS_TO_SAVE = 600  # after a signal, for the step under way and a checkpoint; torchrun gives 30
-SECONDS_TO_END = 30  # for the others, after one has failed
 
 
-def is_launched() -> bool:
-    """Whether a launcher started this process and decided how many there are."""
-    return HAS_ACCELERATE_LAUNCHED or any(name in os.environ for name in LAUNCHER_VARIABLES)
+def launched_processes() -> int | None:
+    """How many processes of this machine a launcher has started, this one among them; None if there was none."""
+    sizes = [os.environ[name] for name in SIZES if os.environ.get(name)]
+    if sizes:
+        return int(sizes[0])
+    return 1 if "ACCELERATE_USE_CPU" in os.environ else None  # accelerate launch says no size to one process alone
 
 
 def launch(command: list[str], num_processes: int) -> int:
