@@ -20,11 +20,13 @@ from transformers.trainer_callback import (
 
 from utils.adapter_setup import Adapter, GradientCheck, load_saved_adapter, save_adapter
 from utils.arguments import LMTrainingArguments
-from utils.blocks import LengthGroups
 from utils.command_line import UsageError
+from utils.interruption import leave_signals_to_the_main_process
 from utils.modeling import sums_loss
-from utils.output_dir import clear_output_dir, our_checkpoints, write_run_args
+from utils.output_dir import write_run_args
 from utils.progress import progress
+from utils.resumable_trainer import ResumableTrainer
+from utils.sampling import StandIn
 from utils.training_log import LogLines, ProgressBar
 
 
@@ -61,19 +63,8 @@ class TrainingTotals(TrainerCallback, ExportableState):
         return {"args": vars(self).copy(), "attributes": {}}
 
 
-class EpochSetter(TrainerCallback):
-    """Tells the training set which epoch begins.
-
-    accelerate does so too, but where several processes train it tells the sampler instead.
-    """
-
-    def on_epoch_begin(self, args, state, control, train_dataloader, **kwargs):
-        if hasattr(train_dataloader.dataset, "set_epoch"):
-            train_dataloader.dataset.set_epoch(train_dataloader.iteration)
-
-
-class LMTrainer(Trainer):
-    """A Trainer whose numbers are exact.
+class LMTrainer(ResumableTrainer):
+    """A Trainer whose numbers are exact, and whose runs resume exactly.
 
     - The loss of an update is the sum over all its targets, of all processes and accumulation steps, divided by their
       number. So are the logged losses and `train_loss`, which are not means of means. Of several losses, each is
@@ -113,7 +104,8 @@ class LMTrainer(Trainer):
             raise UsageError("--dtype float16 cannot hold the updates of a training: use --fp16, or --dtype bfloat16")
         if args.gradient_checkpointing and not model.supports_gradient_checkpointing:
             raise UsageError(f"--gradient_checkpointing: {type(model).__name__} cannot do it; leave it out")
-        super().__init__(model=model, args=args, **kwargs)
+        self.losses = losses or {"lm": "labels"}
+        super().__init__(label_names=list(self.losses.values()), model=model, args=args, **kwargs)
         for flag in WITHOUT_EFFECT:
             if flag in args.run_args:
                 logger.warning("--%s has no effect in this suite", flag)
@@ -122,11 +114,9 @@ class LMTrainer(Trainer):
             self.add_callback(GradientCheck)
         self.metric = metric
         self.target_name = target_name
-        self.losses = losses or {"lm": "labels"}
         self.model_accepts_loss_kwargs = True  # the loss is divided by the number of items, not by accumulation steps
         self.totals = self._no_totals()
         self.add_callback(self.totals)
-        self.add_callback(EpochSetter)
         # nll and targets of each loss, and tokens, of this process that are not yet in the totals
         dtype = torch.float32 if args.device.type == "mps" else torch.float64
         self._tally = torch.zeros(2 * len(self.losses) + 1, dtype=dtype, device=args.device)
@@ -136,16 +126,6 @@ class LMTrainer(Trainer):
         self.add_callback(LogLines if args.disable_tqdm or not sys.stderr.isatty() else ProgressBar)
 
     # Training
-
-    def train(self, *args, **kwargs):
-        """As Trainer.train; with `--overwrite_output_dir`, what an earlier run left in the folder is removed first."""
-        self.accelerator.wait_for_everyone()  # until every process has looked at the folder
-        if self.is_world_process_zero():
-            if self.args.overwrite_output_dir:
-                clear_output_dir(self.args.output_dir)
-            write_run_args(self.args.output_dir, self.args.run_args)
-        self.accelerator.wait_for_everyone()
-        return super().train(*args, **kwargs)
 
     def _inner_training_loop(self, *args, **kwargs):
         vars(self.totals).update(vars(self._no_totals()))  # also when auto_find_batch_size starts again
@@ -170,14 +150,6 @@ class LMTrainer(Trainer):
         betas = (args.adam_beta1, args.adam_beta2)
         options = {"betas": betas, "eps": args.adam_epsilon, "weight_decouple": False, "adam_debias": True}
         return Lamb, {"lr": args.learning_rate} | options
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None):
-        """With `--group_by_length`, from the lengths that the data set knows, without reading it."""
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        if self.args.group_by_length and hasattr(dataset, "lengths"):
-            batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-            return LengthGroups(dataset.lengths, batch_size, self.args.seed)
-        return super()._get_train_sampler(train_dataset)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
         """The batches of an update, and the number of their targets over all processes, int64 of shape (losses,)."""
@@ -320,6 +292,8 @@ class LMTrainer(Trainer):
             batch_sampler=batches,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
+            worker_init_fn=leave_signals_to_the_main_process,
+            generator=torch.Generator(),  # of its own: whether one evaluates must not change the dropout that follows
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
         )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -341,6 +315,7 @@ class LMTrainer(Trainer):
                 num_tokens.add_(_num_tokens(batch) * is_counted)
                 if self.metric is not None:
                     self._add_to_metric(scores["predictions"], scores["references"], is_counted)
+                self.cut_evaluation_if_asked()
                 yield len(batch["input_ids"])
 
         was_training = model.training
@@ -404,21 +379,14 @@ class LMTrainer(Trainer):
         self._at_last_log = TrainingTotals(**saved["args"])
         super()._load_callback_state()
 
-    def _sorted_checkpoints(self, output_dir=None, checkpoint_prefix="checkpoint", use_mtime=False) -> list[str]:
-        """What `save_total_limit` may delete, first the oldest: only what we wrote, and the best one last but one."""
-        checkpoints = [str(path) for path in our_checkpoints(output_dir)]
-        best = self.state.best_model_checkpoint
-        if best in checkpoints[:-1]:
-            checkpoints.remove(best)
-            checkpoints.insert(len(checkpoints) - 1, best)
-        return checkpoints
-
     def create_model_card(self, *args, **kwargs) -> None:
         """The card is written by `write_model_card`; Trainer's own would replace it when pushing to the hub."""
 
 
 def _num_tokens(batch: dict[str, torch.Tensor]) -> int | torch.Tensor:
-    """Tokens that the model reads, padding not counted."""
+    """Tokens that the model reads, padding not counted, nor what only stands in for an example."""
+    if isinstance(batch, StandIn):
+        return 0
     mask = batch.get("attention_mask")
     return batch["input_ids"].numel() if mask is None else mask.sum()
 
