@@ -362,7 +362,7 @@ class LMTrainingArguments(TrainingArguments):
         if best in ("perplexity", "bits_per_byte"):
             raise UsageError("--metric_for_best_model: use eval_loss, which has the same order as perplexity")
         if best not in ("", "loss", "accuracy") and self.metric is None:
-            raise UsageError(f"--metric_for_best_model {best}: give loss or accuracy, or name a --metric as well")
+            raise UsageError(f"--metric_for_best_model {best}: give eval_loss or eval_accuracy, or a --metric too")
         if self.accelerator_config.split_batches or self.accelerator_config.dispatch_batches:
             raise UsageError(
                 "--accelerator_config: split_batches and dispatch_batches do not work here; leave them out"

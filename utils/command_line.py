@@ -48,8 +48,8 @@ class EarlyEnd(Exception):
 def entry_point(main: Callable) -> Callable:
     """Make `main(args)` a script's way in: what the user can understand ends in one line, without a traceback.
 
-    Exit code 2 for a `UsageError`, which under torchrun every process finds, and the first of each machine prints; that
-    of an `EarlyEnd`, which the first of all prints, with the command that resumes; 130 for Ctrl-C.
+    Exit code 2 for a `UsageError`, which under torchrun every process finds, and the first of each machine prints;
+    that of an `EarlyEnd`, which the first of all prints, with the command that resumes; 130 for Ctrl-C.
     """
     script = Path(inspect.getfile(main))
 

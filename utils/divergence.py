@@ -8,8 +8,8 @@ import torch
 class DivergenceWatch:
     """Counts updates in a row whose loss or gradient norm is NaN or infinite.
 
-    The count is kept on the device. On a GPU, reading it would wait for all work that is queued, so it is copied beside
-    that work, and what `end_update` returns is the count of the update before: it waits only for that one.
+    The count is kept on the device. On a GPU, reading it would wait for all work that is queued, so it is copied
+    beside that work, and what `end_update` returns is the count of the update before: it waits only for that one.
     """
 
     def __init__(self, device: torch.device):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_callback import ExportableState, TrainerCallback
@@ -115,9 +116,9 @@ class ResumableTrainer(Trainer):
         for name, value in self._facts().items():
             if saved.get(name, value) != value:
                 raise UsageError(
-                    f"{checkpoint} is of a run with {name.replace('_', ' ')} {saved[name]}, and this one has {value}: it "
-                    "would not go on with the examples that are left; give the same text and flags, or start from its "
-                    f"weights with --model_name_or_path {checkpoint} and another --output_dir"
+                    f"{checkpoint} is of a run with {name.replace('_', ' ')} {saved[name]}, this one has {value}: it "
+                    "would not go on with the examples that are left; give the same text and flags, or start from "
+                    f"its weights with --model_name_or_path {checkpoint} and another --output_dir"
                 )
 
     def get_train_dataloader(self) -> DataLoader:
@@ -158,7 +159,9 @@ class ResumableTrainer(Trainer):
         """As Trainer's, but nothing after the last step: Trainer resumes a run that is complete with one step more."""
         if self.state.global_step >= self.state.max_steps:
             return [], None
-        return super().get_batch_samples(epoch_iterator, num_batches, device)
+        # Moved before targets are counted, which otherwise waits for the GPU. Nothing is drawn beyond `num_batches`.
+        batches = (send_to_device(batch, device, non_blocking=device.type == "cuda") for batch in epoch_iterator)
+        return super().get_batch_samples(batches, num_batches, device)
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
@@ -217,7 +220,7 @@ class ResumableTrainer(Trainer):
     def _divergence(self, what: str, learning_rate: float | None) -> EarlyEnd:
         checkpoint = self._last_good_checkpoint()
         return EarlyEnd(
-            f"step {self.state.global_step:,}: the training has diverged: {what}, at learning rate {learning_rate:.3g}; "
+            f"step {self.state.global_step:,}: the training has diverged: {what}, learning rate {learning_rate:.3g}; "
             f"{f'the last good checkpoint is {checkpoint}' if checkpoint else 'there is no checkpoint yet'}; "
             "try a lower --learning_rate, more --warmup_steps or a lower --max_grad_norm",
             1,
@@ -244,11 +247,26 @@ class ResumableTrainer(Trainer):
 
     # Checkpoints
 
+    def compare_trainer_and_checkpoint_args(self, training_args, trainer_state) -> None:
+        """Trainer would warn of a share of the steps that is not the number of steps; see `_check_that_it_fits`."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As Trainer's, which fails to map the file to the device "cpu:0" of several processes without a GPU."""
+        if checkpoint is None or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        for name, target in (("optimizer.pt", self.optimizer), ("scheduler.pt", self.lr_scheduler)):
+            path = Path(checkpoint) / name
+            if path.is_file():  # with --save_only_model they are not there
+                # Not read as a whole where it is copied to a GPU: each process of a machine maps the same pages.
+                is_copied = self.args.device.type != "cpu"
+                target.load_state_dict(torch.load(path, map_location="cpu", weights_only=True, mmap=is_copied))
+
     def _save_checkpoint(self, model, trial) -> None:
         """Write a checkpoint: every process its part, and when all are on the disk, it gets its name.
 
         Raises:
-            EarlyEnd: it could not be written, or the weights are not finite. The checkpoints before it are as they were.
+            EarlyEnd: it could not be written, or the weights are not finite. Earlier checkpoints are as they were.
         """
         self._end_if_weights_diverged()
         self.store_flos()
@@ -281,8 +299,8 @@ class ResumableTrainer(Trainer):
             raise error
         good = self._last_good_checkpoint()
         raise EarlyEnd(
-            f"{checkpoint} could not be saved: {reason}; {f'{good} is as it was' if good else 'there is none before it'}: "
-            "make room, then start again",
+            f"{checkpoint} could not be saved: {reason}; "
+            f"{f'{good} is as it was' if good else 'there is no earlier one'}; make room and start again",
             1,
         ) from error
 

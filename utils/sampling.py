@@ -86,10 +86,8 @@ class EpochBatches(Sampler):
         order = epoch_order(self.num_examples, self.seed, self.epoch, self.lengths, self.global_batch_size)
         for start in range(0, self._end, self.step_size):
             size = min(self.step_size, self._end - start)
-            first, last = (
-                size * index // self.num_processes for index in (self.process_index, self.process_index + 1)
-            )
-            yield order[start + first : start + last].tolist()
+            bounds = start + np.array([self.process_index, self.process_index + 1]) * size // self.num_processes
+            yield order[slice(*bounds)].tolist()
 
 
 class TrainingLoader(DataLoader):
