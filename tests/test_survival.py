@@ -77,12 +77,14 @@ def train_file(tmp_path):
 
 @pytest.fixture
 def flags(train_file, common_args):
-    """13 or so updates an epoch of a small model, two epochs, a checkpoint after every third update."""
+    """10 updates an epoch of a small model, two epochs, a checkpoint after every third update."""
 
     def of(script=run_clm) -> list[str]:
         flags = [*SCRIPTS[script], *common_args, "--train_file", train_file, "--block_size", 16, "--do_train"]
         flags += ["--num_train_epochs", 2, "--learning_rate", "1e-2", "--save_strategy", "steps", "--save_steps", 3]
-        return [str(flag) for flag in [*flags, "--per_device_train_batch_size", 4, "--use_cpu"]]
+        return [
+            str(flag) for flag in [*flags, "--per_device_train_batch_size", 4, "--max_train_samples", 40, "--use_cpu"]
+        ]
 
     return of
 
@@ -212,17 +214,14 @@ def checkpoints(folder: Path) -> list[str]:
 # Killed
 
 
-@pytest.mark.parametrize(("script", "workers"), [(run_clm, 0), (run_mlm, 2), (run_plm, 0), (run_pretraining, 1)])
-def test_killed_three_times(script, workers, flags, forked, tmp_path):
-    """Twice in the first epoch, once in the second, at random updates; kill -9."""
+@pytest.mark.parametrize(
+    ("script", "workers", "kills"), [(run_clm, 0, 3), (run_mlm, 2, 2), (run_plm, 0, 1), (run_pretraining, 1, 1)]
+)
+def test_killed_at_random_updates(script, workers, kills, flags, forked, tmp_path):
+    """By kill -9; twice in the first epoch, or once or three times anywhere."""
     args = [*flags(script), "--dataloader_num_workers", workers]
     script.main(["--output_dir", str(tmp_path / "twin"), *map(str, args)])
-    state = json.loads((tmp_path / "twin" / "trainer_state.json").read_text())
-    steps = state["max_steps"]
-    assert steps >= 12
-    generator = random.Random(script.__name__)
-    kills = sorted(generator.sample(range(2, steps // 2), 2)) + [generator.randrange(steps // 2, steps)]
-    for step in kills:
+    for step in sorted(random.Random(script.__name__).sample(range(2, 10 if kills == 2 else 20), kills)):
         run = forked(script, tmp_path / "out", *args, patch=at_step(step, signal_oneself(signal.SIGKILL)))
         assert run.wait() == [-signal.SIGKILL], run.output
         assert max((int(name.split("-")[1]) for name in checkpoints(tmp_path / "out")), default=0) == step // 3 * 3
@@ -230,35 +229,29 @@ def test_killed_three_times(script, workers, flags, forked, tmp_path):
     assert_same_run(tmp_path / "out", tmp_path / "twin")
 
 
-@pytest.mark.parametrize("stage", ["parts", "publish"])
-def test_killed_while_it_saves(stage, flags, forked, tmp_path):
-    """The first checkpoint, and the second: what is half-written is no checkpoint, and goes."""
+def test_killed_while_it_saves(flags, forked, tmp_path):
+    """The first checkpoint, just before it gets its name; the second, half-written. Neither is a checkpoint."""
     args = flags()
     run_clm.main(["--output_dir", str(tmp_path / "twin"), *args])
 
-    def killing(step):
-        def patch(monkeypatch, rank):
-            plain_save = LMTrainer._save_optimizer_and_scheduler
+    def before_the_name(monkeypatch, rank):
+        monkeypatch.setattr(utils.resumable_trainer, "publish", lambda *args: os.kill(os.getpid(), signal.SIGKILL))
 
-            def save(self, folder):
-                if self.state.global_step == step:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                plain_save(self, folder)
+    def without_optimizer(monkeypatch, rank):
+        plain = LMTrainer._save_optimizer_and_scheduler
 
-            def publish(checkpoint, facts):
+        def save(self, folder):
+            if self.state.global_step == 6:
                 os.kill(os.getpid(), signal.SIGKILL)
+            plain(self, folder)
 
-            if stage == "parts":
-                monkeypatch.setattr(LMTrainer, "_save_optimizer_and_scheduler", save)
-            elif step == 3:
-                monkeypatch.setattr(utils.resumable_trainer, "publish", publish)
-            else:
-                at_step(step, lambda: monkeypatch.setattr(utils.resumable_trainer, "publish", publish))(monkeypatch, 0)
+        monkeypatch.setattr(LMTrainer, "_save_optimizer_and_scheduler", save)
 
-        return patch
-
-    for step, left in ((3, ["checkpoint-3.unfinished"]), (6, ["checkpoint-3", "checkpoint-6.unfinished"])):
-        run = forked(run_clm, tmp_path / "out", *args, patch=killing(step if stage == "parts" or step == 3 else 5))
+    for patch, left in (
+        (before_the_name, ["checkpoint-3.unfinished"]),
+        (without_optimizer, ["checkpoint-3", "checkpoint-6.unfinished"]),
+    ):
+        run = forked(run_clm, tmp_path / "out", *args, patch=patch)
         assert run.wait() == [-signal.SIGKILL], run.output
         assert checkpoints(tmp_path / "out") == left
     run_clm.main(["--output_dir", str(tmp_path / "out"), *args])
@@ -279,7 +272,7 @@ def test_two_processes_killed(flags, forked, tmp_path):
         run.processes[0].kill()  # as a launcher does
         run.wait()
     run = forked(run_clm, tmp_path / "out", *args, num_processes=2)
-    assert run.wait() == [0, 0] and "from step 3" in run.output, run.output
+    assert run.wait() == [0, 0], run.output
     assert_same_run(tmp_path / "out", tmp_path / "twin")
 
 
@@ -289,9 +282,10 @@ def test_two_processes_killed(flags, forked, tmp_path):
 def test_number_of_processes_changes_nothing(flags, forked, tmp_path, checkpoint):
     """1 process x 8, 2 x 4, 4 x 2, and 4, then 1: the same examples, none twice, and the same weights."""
     args = ["--model_name_or_path", str(checkpoint("gpt2")), *flags()[len(GPT2) :], "--optim", "sgd"]
-    args += ["--max_grad_norm", 0, "--save_steps", 7]
+    args += ["--max_grad_norm", 0, "--save_steps", 5]
+    args += ["--max_train_samples", 42]  # 42 = 5 x 8 + 2: two of four processes have no part in an epoch's last step
     size = "--per_device_train_batch_size"
-    runs = {"one": [(1, None)], "two": [(2, None)], "four": [(4, None)], "changing": [(4, 9), (1, None)]}
+    runs = {"one": [(1, None)], "two": [(2, None)], "four": [(4, None)], "changing": [(4, 7), (1, None)]}
     for name, parts in runs.items():
         for num_processes, killed_at in parts:
             patch = None if killed_at is None else at_step(killed_at, lambda: os._exit(7), of_rank=3)
@@ -306,9 +300,7 @@ def test_number_of_processes_changes_nothing(flags, forked, tmp_path, checkpoint
             else:
                 assert run.wait() == [0] * num_processes, run.output
     expected = json.loads((tmp_path / "one" / "all_results.json").read_text())
-    num_examples = expected["train_samples"]
-    assert 0 < num_examples % 8 < 4  # some of four processes have no part in the last step
-    assert expected["train_tokens"] == 2 * _num_tokens(tmp_path)
+    assert expected["train_tokens"] == 2 * 42 * 16
     for name in ("two", "four", "changing"):
         results = json.loads((tmp_path / name / "all_results.json").read_text())
         assert results["train_tokens"] == expected["train_tokens"]
@@ -317,21 +309,22 @@ def test_number_of_processes_changes_nothing(flags, forked, tmp_path, checkpoint
             torch.testing.assert_close(weights(tmp_path / name)[key], value, rtol=0, atol=1e-5)
 
 
-def _num_tokens(tmp_path) -> int:
-    tokenizer = run_clm.load_tokenizer.__globals__["AutoTokenizer"].from_pretrained(tmp_path / "one")
-    lines = (tmp_path / "train.txt").read_text().splitlines(keepends=True)
-    return sum(len(tokenizer(line)["input_ids"]) for line in lines)
-
-
 def test_another_global_batch_is_refused(flags, run, refused, tmp_path):
     """It would train on some examples twice and never on others."""
     args = flags()
     run_clm.main(["--output_dir", str(tmp_path / "out"), *args, "--max_steps", "4"])
     message = refused(*args, "--per_device_train_batch_size", 8, output_dir=tmp_path / "out")
     assert "global batch size 4, this one has 8" in message
-    message = refused(*args, "--max_train_samples", 10, output_dir=tmp_path / "out")
-    assert "examples" in message and "this one has 10" in message
+    message = refused(*args, "--max_train_samples", 39, output_dir=tmp_path / "out")
+    assert "examples" in message and "this one has 39" in message
     assert "seed 42" in refused(*args, "--seed", 7, output_dir=tmp_path / "out")
+
+
+def test_drop_last_that_leaves_nothing(flags, refused, tmp_path):
+    (tmp_path / "out").mkdir()
+    args = [*flags(), "--dataloader_drop_last", "--per_device_train_batch_size", 1000]
+    message = refused(*args, output_dir=tmp_path / "out")
+    assert "--dataloader_drop_last leaves nothing of 40 examples: an update takes 1,000" in message
 
 
 # Damaged checkpoints
@@ -371,8 +364,9 @@ def test_damaged_checkpoints_are_skipped_and_named(flags, refused, tmp_path, cap
 # A full disk
 
 
-@pytest.mark.parametrize("part", ["model.safetensors", "optimizer.pt"])
-@pytest.mark.parametrize("num_processes", [1, 2])
+@pytest.mark.parametrize(
+    ("part", "num_processes"), [("model.safetensors", 1), ("optimizer.pt", 1), ("optimizer.pt", 2)]
+)
 def test_disk_full(part, num_processes, flags, forked, tmp_path, capsys):
     """The operating system refuses to write files beyond a size, in the middle of the third checkpoint."""
 
@@ -390,10 +384,6 @@ def test_disk_full(part, num_processes, flags, forked, tmp_path, capsys):
     assert len(lines) == 1 and "checkpoint-9 could not be saved: " in lines[0]
     assert "checkpoint-6 is as it was; make room and start again" in lines[0]
     assert re.search("File too large|PytorchStreamWriter|inline_container", lines[0])
-    if num_processes == 1:
-        run_clm.main(["--output_dir", str(tmp_path / "twin"), *args])
-        run_clm.main(["--output_dir", str(tmp_path / "out"), *args])
-        assert_same_run(tmp_path / "out", tmp_path / "twin")
 
 
 # Stopped
@@ -447,8 +437,8 @@ def test_signal_before_the_training_ends_at_once(number, code, flags, forked, tm
     assert not (tmp_path / "out").exists() and "Traceback" not in run.output
 
 
-@pytest.mark.parametrize("num_processes", [1, 2])
-def test_time_is_up(num_processes, flags, forked, tmp_path):
+def test_time_is_up(flags, forked, tmp_path):
+    num_processes = 2
     args = [*flags(), "--overwrite_output_dir", "--max_train_hours", "1e-9"]
     run = forked(run_clm, tmp_path / "out", *args, num_processes=num_processes)
     assert run.wait() == [75] * num_processes, run.output
@@ -495,13 +485,12 @@ def test_evaluation_that_is_cut_short_is_made_up_for(epoch_end, flags, forked, t
     assert losses == twin_losses
 
 
-@pytest.mark.parametrize("step", [11, 12, 13, 14])
-def test_stop_around_the_end_of_an_epoch(step, flags, forked, tmp_path):
+def test_stop_in_the_last_update_of_an_epoch(flags, forked, tmp_path):
     """What is due at the end of an epoch is done, once."""
     args = [*flags(), "--do_eval", "--eval_strategy", "epoch", "--save_strategy", "epoch", "--load_best_model_at_end"]
     run_clm.main(["--output_dir", str(tmp_path / "twin"), *args])
     twin = json.loads((tmp_path / "twin" / "trainer_state.json").read_text())
-    run = forked(run_clm, tmp_path / "out", *args, patch=at_step(step, signal_oneself(signal.SIGTERM)))
+    run = forked(run_clm, tmp_path / "out", *args, patch=at_step(9, signal_oneself(signal.SIGTERM)))
     assert run.wait() == [143], run.output
     run_clm.main(["--output_dir", str(tmp_path / "out"), *args])
     assert_same_run(tmp_path / "out", tmp_path / "twin")
@@ -523,6 +512,7 @@ def test_torchrun(flags, tmp_path):
             lines.append(line)
             if " | loss " in line or not line:
                 break
+        assert " | loss " in lines[-1], "".join(lines)
         children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
         os.kill(int(children[-1]), signal.SIGTERM)
         output = "".join(lines) + job.communicate(timeout=SECONDS)[0]
@@ -540,8 +530,7 @@ def test_torchrun(flags, tmp_path):
 # Diverged
 
 
-@pytest.mark.parametrize("what", ["loss", "weights"])
-@pytest.mark.parametrize("num_processes", [1, 2])
+@pytest.mark.parametrize(("what", "num_processes"), [("loss", 2), ("weights", 1)])
 def test_divergence_ends_the_run(what, num_processes, flags, forked, tmp_path):
     """From the fifth update on (in one process); nothing of it is saved."""
 
@@ -587,10 +576,9 @@ def test_divergence_in_the_last_updates_is_not_saved(flags, tmp_path, capsys):
         ("--learning_rate nan", ["--learning_rate nan"]),
         ("--max_train_hours 0", ["--max_train_hours 0", "leave it out"]),
         ("--metric_for_best_model bleu", ["--metric_for_best_model bleu", "eval_loss"]),
-        ("--dataloader_drop_last --per_device_train_batch_size 1000", ["--dataloader_drop_last", "1,000"]),
     ],
 )
 def test_refused_flags(words, named, flags, refused):
-    message = refused(*flags(), "--logging_steps", 1, *words.split())
+    message = refused(*flags(), *words.split())
     for part in named:
         assert part in message

@@ -21,7 +21,7 @@ def unfinished(checkpoint: Path) -> Path:
 
 
 def publish(checkpoint: Path, facts: dict) -> None:
-    """Give what was written into `unfinished(checkpoint)` its name, in one step, once all of it is on the disk.
+    """Give what was written into `unfinished(checkpoint)`, and synced, its name, in one step.
 
     Beforehand it is recorded, in checkpoint.json, how large each file is and what its checksum is, beside the `facts`
     about the run. A checkpoint of this name that is there already, damaged or of an earlier run, is replaced.
@@ -33,7 +33,8 @@ def publish(checkpoint: Path, facts: dict) -> None:
         if path.name != RECORD
     }
     (folder / RECORD).write_text(json.dumps(facts | {"files": files}, indent=1))
-    sync(folder)
+    _sync_one(folder / RECORD)
+    _sync_one(folder)
     if checkpoint.exists():
         remove(checkpoint)
     folder.rename(checkpoint)

@@ -22,6 +22,7 @@ from utils.sampling import EpochBatches, TrainingLoader
 
 logger = logging.getLogger(__name__)
 
+DIVERGED = 1000  # beside the numbers of signals
 BAD_UPDATES = 3
 # The first scales of float16 overflow the gradients on purpose: such updates are skipped, and the scale is halved.
 BAD_UPDATES_FP16 = 25
@@ -180,8 +181,7 @@ class ResumableTrainer(Trainer):
         is_after_update = self.state.global_step != self._last_step
         if is_after_update:
             self._last_step = self.state.global_step
-            self._end_if_diverged(grad_norm, learning_rate)
-            self._ending = self.interruption.agree(self.interruption.requested())
+            self._ending = self._agree_on_the_end(grad_norm, learning_rate)
         ends_now = self._ending and not (is_after_update and float(self.state.epoch).is_integer())
         try:
             super()._maybe_log_save_evaluate(
@@ -205,13 +205,17 @@ class ResumableTrainer(Trainer):
         saved = f"step {self._last_saved_step:,} is saved" if self._last_saved_step else "nothing new to save"
         return EarlyEnd(f"{reason}; {saved} in {self.args.output_dir}", exit_code, flags)
 
-    def _end_if_diverged(self, grad_norm: torch.Tensor | float | None, learning_rate: float | None) -> None:
+    def _agree_on_the_end(self, grad_norm: torch.Tensor | float | None, learning_rate: float | None) -> int:
+        """What all processes found after an update, in one exchange: why the run is to end, or 0."""
         if grad_norm is not None:
             self._watch.add(grad_norm)
         limit = BAD_UPDATES_FP16 if self.args.fp16 else BAD_UPDATES
-        if self.interruption.agree(int(self._watch.end_update() >= limit)):
+        is_diverged = self._watch.end_update() >= limit
+        ending = self.interruption.agree(DIVERGED if is_diverged else self.interruption.requested())
+        if ending == DIVERGED:
             what = f"loss or gradients are NaN or infinite, {limit} updates in a row"
             raise self._divergence(what, learning_rate)
+        return ending
 
     def _end_if_weights_diverged(self) -> None:
         if self.interruption.agree(int(not are_finite(self.model.parameters()))):
