@@ -182,7 +182,7 @@ class ResumableTrainer(Trainer):
         if is_after_update:
             self._last_step = self.state.global_step
             self._ending = self._agree_on_the_end(grad_norm, learning_rate)
-        ends_now = self._ending and not (is_after_update and float(self.state.epoch).is_integer())
+        ends_now = self._ending and not (is_after_update and self._is_last_of_epoch())
         try:
             super()._maybe_log_save_evaluate(
                 tr_loss, grad_norm, model, trial, *args, learning_rate=learning_rate, **kwargs
@@ -196,6 +196,10 @@ class ResumableTrainer(Trainer):
             self._save_checkpoint(model, trial)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
         raise self._end(self._ending)
+
+    def _is_last_of_epoch(self) -> bool:
+        steps = len(self.callback_handler.train_dataloader)
+        return self.state.global_step % -(-steps // self.args.gradient_accumulation_steps) == 0
 
     def _end(self, ending: int) -> EarlyEnd:
         reason, exit_code = reason_and_exit_code(ending)

@@ -20,6 +20,7 @@ from transformers.trainer_callback import (
 
 from utils.adapter_setup import Adapter, GradientCheck, load_saved_adapter, save_adapter
 from utils.arguments import LMTrainingArguments
+from utils.block_stream import BlockStream, StreamLoader
 from utils.command_line import UsageError
 from utils.interruption import leave_signals_to_the_main_process
 from utils.modeling import sums_loss
@@ -61,6 +62,13 @@ class TrainingTotals(TrainerCallback, ExportableState):
 
     def state(self) -> dict:
         return {"args": vars(self).copy(), "attributes": {}}
+
+
+class StreamEpochs(TrainerCallback):
+    """Counts epochs by the passes that this process has finished over its part of the stream."""
+
+    def on_step_end(self, args, state, control, train_dataloader, **kwargs):
+        state.epoch = float(train_dataloader.dataset.epoch)
 
 
 class LMTrainer(ResumableTrainer):
@@ -117,6 +125,9 @@ class LMTrainer(ResumableTrainer):
         self.model_accepts_loss_kwargs = True  # the loss is divided by the number of items, not by accumulation steps
         self.totals = self._no_totals()
         self.add_callback(self.totals)
+        if isinstance(self.train_dataset, BlockStream):
+            args.ignore_data_skip = True  # the stream knows where to go on
+            self.add_callback(StreamEpochs)
         # nll and targets of each loss, and tokens, of this process that are not yet in the totals
         dtype = torch.float32 if args.device.type == "mps" else torch.float64
         self._tally = torch.zeros(2 * len(self.losses) + 1, dtype=dtype, device=args.device)
@@ -126,6 +137,11 @@ class LMTrainer(ResumableTrainer):
         self.add_callback(LogLines if args.disable_tqdm or not sys.stderr.isatty() else ProgressBar)
 
     # Training
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs):
+        if isinstance(self.train_dataset, BlockStream) and resume_from_checkpoint is not None:
+            self.train_dataset.load_state(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _inner_training_loop(self, *args, **kwargs):
         vars(self.totals).update(vars(self._no_totals()))  # also when auto_find_batch_size starts again
@@ -150,6 +166,18 @@ class LMTrainer(ResumableTrainer):
         betas = (args.adam_beta1, args.adam_beta2)
         options = {"betas": betas, "eps": args.adam_epsilon, "weight_decouple": False, "adam_debias": True}
         return Lamb, {"lr": args.learning_rate} | options
+
+    def get_train_dataloader(self):
+        """As ResumableTrainer's; of a stream, in whose part of this process nobody else has a share, its own."""
+        if not isinstance(self.train_dataset, BlockStream):
+            return super().get_train_dataloader()
+        return StreamLoader(
+            self.train_dataset,
+            self._train_batch_size,
+            self.data_collator,
+            num_batches=self.args.max_steps * self.args.gradient_accumulation_steps,
+            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
+        )
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
         """The batches of an update, and the number of their targets over all processes, int64 of shape (losses,)."""
@@ -219,7 +247,8 @@ class LMTrainer(ResumableTrainer):
             logs.clear()
             logs["train_loss"] = sum(means)
             logs |= self._by_name("train_{}_loss", means)
-            logs["train_samples"] = len(self.train_dataset)
+            if not isinstance(self.train_dataset, BlockStream):
+                logs["train_samples"] = len(self.train_dataset)
             logs["train_tokens"] = self.totals.tokens
             logs["train_runtime"] = round(self.totals.seconds, 3)
             logs["train_tokens_per_second"] = round(self.totals.tokens / max(self.totals.seconds, 1e-9), 1)
