@@ -276,6 +276,32 @@ def test_two_processes_killed(flags, forked, tmp_path):
     assert_same_run(tmp_path / "out", tmp_path / "twin")
 
 
+def test_stream_killed_and_stopped(flags, forked, tmp_path):
+    """With one process and, killed, with two: the stream goes on after the last batch that was trained on."""
+    args = flags()
+    place = args.index("--max_train_samples")
+    args[place : place + 2] = ["--streaming", "--shuffle_buffer_size", "10", "--max_steps", "30"]
+    for num_processes in (1, 2):
+        twin, out = (tmp_path / f"{name}-{num_processes}" for name in ("twin", "out"))
+        run = forked(run_clm, twin, *args, num_processes=num_processes)
+        assert run.wait() == [0] * num_processes, run.output
+        for step, number in ((11, signal.SIGTERM), (17, signal.SIGKILL)):
+            patch = at_step(step, signal_oneself(number))
+            run = forked(run_clm, out, *args, num_processes=num_processes, patch=patch)
+            if number == signal.SIGTERM:
+                assert run.wait() == [143] * num_processes, run.output
+                assert "checkpoint-12" in checkpoints(out)
+            else:
+                run.processes[0].join(SECONDS)
+                for process in run.processes:
+                    process.kill()
+                run.wait()
+        run = forked(run_clm, out, *args, num_processes=num_processes)
+        assert run.wait() == [0] * num_processes, run.output
+        for name, value in weights(twin).items():
+            assert torch.equal(weights(out)[name], value)
+
+
 # Any number of processes
 
 
