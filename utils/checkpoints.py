@@ -35,10 +35,12 @@ def publish(checkpoint: Path, facts: dict) -> None:
     (folder / RECORD).write_text(json.dumps(facts | {"files": files}, indent=1))
     _sync_one(folder / RECORD)
     _sync_one(folder)
+    replaced = _removed(checkpoint)
     if checkpoint.exists():
-        remove(checkpoint)
+        checkpoint.rename(replaced)
     folder.rename(checkpoint)
     _sync_one(checkpoint.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def sync(folder: Path) -> None:
@@ -57,10 +59,14 @@ def _sync_one(path: Path) -> None:
 
 def remove(checkpoint: Path) -> None:
     """Remove a checkpoint. What is left of it, if this is cut short, is no checkpoint any more."""
-    doomed = checkpoint.with_name(f"{checkpoint.name}.removed{UNFINISHED}")
+    doomed = _removed(checkpoint)
     shutil.rmtree(doomed, ignore_errors=True)
     checkpoint.rename(doomed)
     shutil.rmtree(doomed)
+
+
+def _removed(checkpoint: Path) -> Path:
+    return checkpoint.with_name(f"{checkpoint.name}.removed{UNFINISHED}")
 
 
 def remove_leftovers(output_dir: str | Path) -> None:

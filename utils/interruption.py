@@ -10,6 +10,8 @@ import time
 
 import torch
 
+from utils.command_line import EarlyEnd
+
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 TIME_IS_UP = 1  # beside the numbers of signals, of which 1 is not received here
@@ -50,15 +52,20 @@ class Interruption:
             self._old_handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
         return self
 
-    def __exit__(self, *error) -> None:
-        """Give the signals back; not when the end was asked for: a launcher may repeat its signal to all."""
+    def __exit__(self, error_type: type | None, *error) -> None:
+        """Give the signals back, and one that came too late to be asked for.
+
+        Not after an early end: all processes are on their way out then, and a launcher repeats its signal to all.
+        """
         if self._timer is not None:
             self._timer.cancel()
-        if self._received:
+        if self._old_handlers and error_type is not None and issubclass(error_type, EarlyEnd):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             return
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
+        if self._received:
+            os.kill(os.getpid(), self._received)
 
     def _receive(self, number: int, frame) -> None:
         if not self._received:

@@ -192,7 +192,7 @@ class ResumableTrainer(Trainer):
             self._evaluation_is_due = True
         if not ends_now:
             return
-        if self._last_saved_step != self.state.global_step:
+        if self._last_saved_step != self.state.global_step or self._evaluation_is_due:
             self._save_checkpoint(model, trial)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
         raise self._end(self._ending)
@@ -265,7 +265,9 @@ class ResumableTrainer(Trainer):
             return
         for name, target in (("optimizer.pt", self.optimizer), ("scheduler.pt", self.lr_scheduler)):
             path = Path(checkpoint) / name
-            if path.is_file():  # with --save_only_model they are not there
+            if not path.is_file():
+                logger.warning("%s is not there (--save_only_model?): it starts anew, unlike the run before", path)
+            else:
                 # Not read as a whole where it is copied to a GPU: each process of a machine maps the same pages.
                 is_copied = self.args.device.type != "cpu"
                 target.load_state_dict(torch.load(path, map_location="cpu", weights_only=True, mmap=is_copied))

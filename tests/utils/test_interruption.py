@@ -5,6 +5,7 @@ import signal
 
 import pytest
 
+from utils.command_line import EarlyEnd
 from utils.interruption import TIME_IS_UP, Interruption, reason_and_exit_code
 
 
@@ -26,14 +27,21 @@ def test_handlers_are_given_back(handlers):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_is_noted(number):
-    with Interruption(max_hours=0) as interruption:
+    with pytest.raises(EarlyEnd), Interruption(max_hours=0) as interruption:
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), signal.SIGTERM)  # repeated, as launchers do: the first one counts
         assert interruption.requested() == number
         assert interruption.agree(interruption.requested()) == number
         assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL  # the next one ends the process
+        raise EarlyEnd("stopped", 128 + number)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN  # on the way out
     assert reason_and_exit_code(number) == (f"stopped by {number.name}", 128 + number)
+
+
+def test_signal_that_came_too_late():
+    """The training has ended; what follows is left at once."""
+    with pytest.raises(KeyboardInterrupt), Interruption():
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_time():
