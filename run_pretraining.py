@@ -147,7 +147,7 @@ def main(args: list[str] | None = None) -> None:
     config = load_config(model_args, AutoModelForPreTraining, MODEL_TYPES, data_args.block_size)
     task = pair_args.sentence_task or ("sop" if config.model_type == "albert" else "nsp")
     best = training_args.metric_for_best_model or ""
-    if best.removeprefix("eval_").split("_")[0] in ("mlm", task):
+    if best.removeprefix("eval_").split("_")[0] in ("mlm", task, "accuracy"):
         raise UsageError(f"--metric_for_best_model {best}: Trainer knows eval_loss, the sum of both; use that")
     check_adapter_arguments(adapter_args, model_args, training_args, config.model_type)
     metric = load_metric(training_args.metric)

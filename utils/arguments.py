@@ -1,6 +1,7 @@
 """The flags that all scripts share: the model, the data, and transformers' TrainingArguments with our defaults."""
 
 import logging
+import math
 import os
 from dataclasses import dataclass, field
 
@@ -367,6 +368,13 @@ class LMTrainingArguments(TrainingArguments):
             "Several machines: torchrun."
         },
     )
+    max_train_hours: float | None = field(
+        default=None,
+        metadata={
+            "help": "End the training so many hours after it began (or was resumed), with a checkpoint and exit code "
+            "75, for queues with a limit of time. Leave room for loading, one step and saving. Default: no limit."
+        },
+    )
     run_args: dict = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self):
@@ -399,8 +407,19 @@ class LMTrainingArguments(TrainingArguments):
             self._n_gpu = 1  # never DataParallel
         if not self.average_tokens_across_devices:
             raise UsageError("--average_tokens_across_devices false: losses are always means over all tokens here")
-        if (self.metric_for_best_model or "").removeprefix("eval_") in ("perplexity", "bits_per_byte"):
+        best = (self.metric_for_best_model or "").removeprefix("eval_")
+        if best in ("perplexity", "bits_per_byte"):
             raise UsageError("--metric_for_best_model: use eval_loss, which has the same order as perplexity")
+        if best not in ("", "loss", "accuracy") and self.metric is None:
+            raise UsageError(f"--metric_for_best_model {best}: give eval_loss or eval_accuracy, or a --metric too")
+        if self.accelerator_config.split_batches or self.accelerator_config.dispatch_batches:
+            raise UsageError(
+                "--accelerator_config: split_batches and dispatch_batches do not work here; leave them out"
+            )
+        if not 0 <= self.learning_rate < math.inf:
+            raise UsageError(f"--learning_rate {self.learning_rate}: give a number from 0 on")
+        if self.max_train_hours is not None and not self.max_train_hours > 0:
+            raise UsageError(f"--max_train_hours {self.max_train_hours}: give more than 0, or leave it out")
 
     @property
     def is_sharded(self) -> bool:

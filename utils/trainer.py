@@ -21,11 +21,13 @@ from transformers.trainer_callback import (
 from utils.adapter_setup import Adapter, GradientCheck, load_saved_adapter, save_adapter
 from utils.arguments import LMTrainingArguments
 from utils.block_stream import BlockStream, StreamLoader
-from utils.blocks import LengthGroups
 from utils.command_line import UsageError
+from utils.interruption import leave_signals_to_the_main_process
 from utils.modeling import sums_loss
-from utils.output_dir import clear_output_dir, our_checkpoints, write_run_args
+from utils.output_dir import write_run_args
 from utils.progress import progress
+from utils.resumable_trainer import ResumableTrainer
+from utils.sampling import StandIn
 from utils.sharding import prepare_alone, prepare_sharding, weight_names, whole_weights, with_weights
 from utils.training_log import LogLines, ProgressBar
 
@@ -63,17 +65,6 @@ class TrainingTotals(TrainerCallback, ExportableState):
         return {"args": vars(self).copy(), "attributes": {}}
 
 
-class EpochSetter(TrainerCallback):
-    """Tells the training set which epoch begins.
-
-    accelerate does so too, but where several processes train it tells the sampler instead.
-    """
-
-    def on_epoch_begin(self, args, state, control, train_dataloader, **kwargs):
-        if hasattr(train_dataloader.dataset, "set_epoch"):
-            train_dataloader.dataset.set_epoch(train_dataloader.iteration)
-
-
 class StreamEpochs(TrainerCallback):
     """Counts epochs by the passes that this process has finished over its part of the stream."""
 
@@ -81,8 +72,8 @@ class StreamEpochs(TrainerCallback):
         state.epoch = float(train_dataloader.dataset.epoch)
 
 
-class LMTrainer(Trainer):
-    """A Trainer whose numbers are exact.
+class LMTrainer(ResumableTrainer):
+    """A Trainer whose numbers are exact, and whose runs resume exactly.
 
     - The loss of an update is the sum over all its targets, of all processes and accumulation steps, divided by their
       number. So are the logged losses and `train_loss`, which are not means of means. Of several losses, each is
@@ -122,7 +113,8 @@ class LMTrainer(Trainer):
             raise UsageError("--dtype float16 cannot hold the updates of a training: use --fp16, or --dtype bfloat16")
         if args.gradient_checkpointing and not model.supports_gradient_checkpointing:
             raise UsageError(f"--gradient_checkpointing: {type(model).__name__} cannot do it; leave it out")
-        super().__init__(model=model, args=args, **kwargs)
+        self.losses = losses or {"lm": "labels"}
+        super().__init__(label_names=list(self.losses.values()), model=model, args=args, **kwargs)
         prepare_sharding(self.accelerator, model)
         self._weight_names = weight_names(model)
         for flag in WITHOUT_EFFECT:
@@ -133,11 +125,9 @@ class LMTrainer(Trainer):
             self.add_callback(GradientCheck)
         self.metric = metric
         self.target_name = target_name
-        self.losses = losses or {"lm": "labels"}
         self.model_accepts_loss_kwargs = True  # the loss is divided by the number of items, not by accumulation steps
         self.totals = self._no_totals()
         self.add_callback(self.totals)
-        self.add_callback(EpochSetter)
         if isinstance(self.train_dataset, BlockStream):
             args.ignore_data_skip = True  # the stream knows where to go on
             self.add_callback(StreamEpochs)
@@ -151,17 +141,10 @@ class LMTrainer(Trainer):
 
     # Training
 
-    def train(self, *args, **kwargs):
-        """As Trainer.train; with `--overwrite_output_dir`, what an earlier run left in the folder is removed first."""
-        self.accelerator.wait_for_everyone()  # until every process has looked at the folder
-        if self.is_world_process_zero():
-            if self.args.overwrite_output_dir:
-                clear_output_dir(self.args.output_dir)
-            write_run_args(self.args.output_dir, self.args.run_args)
-        self.accelerator.wait_for_everyone()
-        if isinstance(self.train_dataset, BlockStream) and kwargs.get("resume_from_checkpoint"):
-            self.train_dataset.load_state(kwargs["resume_from_checkpoint"])
-        return super().train(*args, **kwargs)
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs):
+        if isinstance(self.train_dataset, BlockStream) and resume_from_checkpoint is not None:
+            self.train_dataset.load_state(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _inner_training_loop(self, *args, **kwargs):
         vars(self.totals).update(vars(self._no_totals()))  # also when auto_find_batch_size starts again
@@ -188,7 +171,7 @@ class LMTrainer(Trainer):
         return Lamb, {"lr": args.learning_rate} | options
 
     def get_train_dataloader(self):
-        """As Trainer's; of a stream, in whose part of this process nobody else has a share, its own."""
+        """As ResumableTrainer's; of a stream, in whose part of this process nobody else has a share, its own."""
         if not isinstance(self.train_dataset, BlockStream):
             return super().get_train_dataloader()
         return StreamLoader(
@@ -198,14 +181,6 @@ class LMTrainer(Trainer):
             num_batches=self.args.max_steps * self.args.gradient_accumulation_steps,
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
         )
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None):
-        """With `--group_by_length`, from the lengths that the data set knows, without reading it."""
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        if self.args.group_by_length and hasattr(dataset, "lengths"):
-            batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-            return LengthGroups(dataset.lengths, batch_size, self.args.seed)
-        return super()._get_train_sampler(train_dataset)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
         """The batches of an update, and the number of their targets over all processes, int64 of shape (losses,)."""
@@ -349,6 +324,8 @@ class LMTrainer(Trainer):
             batch_sampler=batches,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
+            worker_init_fn=leave_signals_to_the_main_process,
+            generator=torch.Generator(),  # of its own: whether one evaluates must not change the dropout that follows
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
         )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -370,6 +347,7 @@ class LMTrainer(Trainer):
                 num_tokens.add_(_num_tokens(batch) * is_counted)
                 if self.metric is not None:
                     self._add_to_metric(scores["predictions"], scores["references"], is_counted)
+                self.cut_evaluation_if_asked()
                 yield len(batch["input_ids"])
 
         was_training = model.training
@@ -399,8 +377,6 @@ class LMTrainer(Trainer):
         self._update_totals()
         self._pause_clock()
         super()._save_checkpoint(model, trial)
-        if isinstance(self.train_dataset, BlockStream):  # B: moves into the unfinished folder
-            self.train_dataset.save_state(f"{self._get_output_dir(trial)}/checkpoint-{self.state.global_step}")
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As Trainer's; and of a sharded model always the whole, also in a checkpoint that has the shards too."""
@@ -448,21 +424,14 @@ class LMTrainer(Trainer):
         self._at_last_log = TrainingTotals(**saved["args"])
         super()._load_callback_state()
 
-    def _sorted_checkpoints(self, output_dir=None, checkpoint_prefix="checkpoint", use_mtime=False) -> list[str]:
-        """What `save_total_limit` may delete, first the oldest: only what we wrote, and the best one last but one."""
-        checkpoints = [str(path) for path in our_checkpoints(output_dir)]
-        best = self.state.best_model_checkpoint
-        if best in checkpoints[:-1]:
-            checkpoints.remove(best)
-            checkpoints.insert(len(checkpoints) - 1, best)
-        return checkpoints
-
     def create_model_card(self, *args, **kwargs) -> None:
         """The card is written by `write_model_card`; Trainer's own would replace it when pushing to the hub."""
 
 
 def _num_tokens(batch: dict[str, torch.Tensor]) -> int | torch.Tensor:
-    """Tokens that the model reads, padding not counted."""
+    """Tokens that the model reads, padding not counted, nor what only stands in for an example."""
+    if isinstance(batch, StandIn):
+        return 0
     mask = batch.get("attention_mask")
     return batch["input_ids"].numel() if mask is None else mask.sum()
 

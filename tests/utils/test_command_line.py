@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from conftest import ROOT, run_python
 from run_clm import CausalLMArguments
 from utils import arguments, command_line
 from utils.arguments import DataArguments, LMTrainingArguments, ModelArguments
-from utils.command_line import UsageError, entry_point, parse_arguments
+from utils.command_line import EarlyEnd, UsageError, entry_point, parse_arguments, resume_command
 
 
 NEEDED = {"model_type": "gpt2", "train_tokenizer": "bpe", "train_file": ["a.txt", "b.txt"], "output_dir": "out"}
@@ -415,6 +416,7 @@ END_OF_A_JOB = """
 import atexit
 import sys
 from pathlib import Path
+from pathlib import Path
 
 import torch
 import torch._dynamo  # as the scripts do: imported later, it would hold the process group
@@ -457,6 +459,50 @@ def test_a_job_ends_its_process_group(tmp_path):
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--standalone"]
     run_python(*launcher, script, tmp_path, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
     assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == ["0", "0"]
+
+
+def test_command_that_resumes(monkeypatch):
+    """As it was given, quoted, with what it needs besides; tokens are left out."""
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    script = Path("run_clm.py")
+    args = ["--train_file", "my text.txt", "--hub_token", "hf_1", "--token=hf_2", "--output_dir", "out"]
+    command = resume_command(script, args, ["--overwrite_output_dir", "false"])
+    assert command == (
+        "python run_clm.py --train_file 'my text.txt' --hub_token ... --token=... --output_dir out "
+        "--overwrite_output_dir false"
+    )
+    monkeypatch.setattr("sys.orig_argv", ["python3", "-u", *command.split()[1:3]])
+    assert resume_command(script, None, []) == "python3 -u run_clm.py --train_file"
+
+
+def test_command_that_resumes_a_job_of_torchrun(monkeypatch):
+    """Where the launcher's command line cannot be read, as far as its processes know it."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    monkeypatch.setattr("sys.argv", ["run_clm.py", "--output_dir", "out"])
+    monkeypatch.setattr("os.getppid", lambda: "no such process")
+    command = resume_command(Path("run_clm.py"), None, [])
+    assert command == "torchrun --nnodes 2 --nproc_per_node 8 run_clm.py --output_dir out"
+
+
+def test_early_end_is_one_line_and_its_code(capsys, monkeypatch):
+    @entry_point
+    def main(args):
+        raise EarlyEnd("the disk\nis full", 7, ["--more", "1"])
+
+    with pytest.raises(SystemExit) as end:
+        main(["--output_dir", "out"])
+    assert end.value.code == 7
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "test_command_line.py: the disk is full"
+    assert second.startswith("test_command_line.py: to go on: python ") and second.endswith(
+        "--output_dir out --more 1"
+    )
+    monkeypatch.setenv("RANK", "1")  # one process tells
+    with pytest.raises(SystemExit):
+        main([])
+    assert not capsys.readouterr().err
 
 
 # How many processes
