@@ -86,7 +86,7 @@ class Interruption:
         return TIME_IS_UP if is_over else 0
 
     def agree(self, value: int) -> int:
-        """The greatest `value` of all processes, which call this together. About 0.1 ms on one machine."""
+        """The greatest `value` of all processes, which call this together; below 1 ms with two on two busy cores."""
         if self._group is None:
             return value
         values = torch.tensor(value)

@@ -286,6 +286,7 @@ class ResumableTrainer(Trainer):
             self.state.best_model_checkpoint = str(best)
         facts = self._facts() | {"evaluation_is_due": self._evaluation_is_due}
         self._on_all(lambda: self._write_parts(unfinished(checkpoint)), checkpoint)
+        self._on_all(lambda: sync(unfinished(checkpoint)), checkpoint)  # by all machines, when all have written
         self._on_all(lambda: publish(checkpoint, facts) if self.args.should_save else None, checkpoint)
         self._last_saved_step = self.state.global_step
         if self.args.push_to_hub:
@@ -328,7 +329,6 @@ class ResumableTrainer(Trainer):
                 if isinstance(callback, ExportableState):
                     self.state.stateful_callbacks[type(callback).__name__] = callback.state()
             self.state.save_to_json(os.path.join(folder, "trainer_state.json"))
-        sync(folder)
 
     def _rotate_checkpoints(self, use_mtime: bool = False, output_dir: str | None = None) -> None:
         """Keep `save_total_limit` checkpoints. Called when the new one is whole."""

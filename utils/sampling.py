@@ -86,8 +86,9 @@ class EpochBatches(Sampler):
         order = epoch_order(self.num_examples, self.seed, self.epoch, self.lengths, self.global_batch_size)
         for start in range(0, self._end, self.step_size):
             size = min(self.step_size, self._end - start)
-            bounds = start + np.array([self.process_index, self.process_index + 1]) * size // self.num_processes
-            yield order[slice(*bounds)].tolist()
+            parts = self.process_index, self.process_index + 1
+            first, last = (start + size * part // self.num_processes for part in parts)
+            yield order[first:last].tolist()
 
 
 class TrainingLoader(DataLoader):
