@@ -85,6 +85,8 @@ def main(args: list[str] | None = None) -> None:
     model_args, data_args, clm_args, adapter_args, training_args = parse_arguments(
         ModelArguments, DataArguments, CausalLMArguments, AdapterArguments, LMTrainingArguments, args=args
     )
+    if clm_args.sample_tokens and training_args.is_sharded:
+        raise UsageError("--sample_tokens: no process has the whole of a sharded model; leave it out")
     checkpoint = None if data_args.preprocess_only else find_checkpoint(training_args)
     config = load_config(model_args, AutoModelForCausalLM, MODEL_TYPES, data_args.block_size)
     check_adapter_arguments(adapter_args, model_args, training_args, config.model_type)
@@ -178,6 +180,11 @@ def main(args: list[str] | None = None) -> None:
         print_summary(results, training_args.output_dir)
     if training_args.push_to_hub:
         trainer.push_to_hub()
+
+
+def _mp_fn(index: int) -> None:
+    """For spawners that give each process its index, such as torch_xla's."""
+    main()
 
 
 if __name__ == "__main__":

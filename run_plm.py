@@ -175,5 +175,10 @@ def main(args: list[str] | None = None) -> None:
         trainer.push_to_hub()
 
 
+def _mp_fn(index: int) -> None:
+    """For spawners that give each process its index, such as torch_xla's."""
+    main()
+
+
 if __name__ == "__main__":
     main()

@@ -148,7 +148,7 @@ def main(args: list[str] | None = None) -> None:
     config = load_config(model_args, AutoModelForPreTraining, MODEL_TYPES, data_args.block_size)
     task = pair_args.sentence_task or ("sop" if config.model_type == "albert" else "nsp")
     best = training_args.metric_for_best_model or ""
-    if best.removeprefix("eval_").split("_")[0] in ("mlm", task):
+    if best.removeprefix("eval_").split("_")[0] in ("mlm", task, "accuracy"):
         raise UsageError(f"--metric_for_best_model {best}: Trainer knows eval_loss, the sum of both; use that")
     check_adapter_arguments(adapter_args, model_args, training_args, config.model_type)
     metric = load_metric(training_args.metric)
@@ -308,6 +308,11 @@ def refuse_idle_flags(source: str, is_masked: bool, given: dict) -> None:
     flag = next((flag for flag in given if flag in idle), None)
     if flag:
         raise UsageError(f"--{flag} has no effect: {idle[flag]}; leave it out")
+
+
+def _mp_fn(index: int) -> None:
+    """For spawners that give each process its index, such as torch_xla's."""
+    main()
 
 
 if __name__ == "__main__":

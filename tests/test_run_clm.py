@@ -455,10 +455,9 @@ def test_two_processes_are_one(checkpoint, train_file, validation_file, run, com
     flags += ["--block_size", 16, "--max_steps", 4, "--learning_rate", "1e-2", "--optim", "sgd", "--max_grad_norm", 0]
     flags += ["--per_device_eval_batch_size", 7, "--logging_steps", 1, "--use_cpu", "--do_train", "--do_eval"]
     one = run(tmp_path / "one", *flags, "--per_device_train_batch_size", 8)
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--standalone"]
     result = run_python(
-        *launcher, ROOT / "run_clm.py", "--output_dir", tmp_path / "two", *common_args, *flags,
-        "--per_device_train_batch_size", 4, OMP_NUM_THREADS="1",
+        ROOT / "run_clm.py", "--output_dir", tmp_path / "two", *common_args, *flags, "--num_processes", 2,
+        "--per_device_train_batch_size", 4,
     )  # fmt: skip
     two = json.loads((tmp_path / "two" / "all_results.json").read_text())
     assert two["eval_loss"] == pytest.approx(one["eval_loss"], rel=1e-6)

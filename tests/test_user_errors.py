@@ -207,7 +207,7 @@ def earlier_run(tmp_path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "data/notes.txt", "checkpoint-7/trainer_state.json", "run_args.yaml"])
+@pytest.mark.parametrize("name", ["notes.txt", "data/notes.txt", "checkpoint-7/trainer_state.json", "config.json"])
 def test_output_folder_in_use_without_a_checkpoint_of_ours(refused_before, tmp_path, name):
     folder = tmp_path / "results"
     (folder / name).parent.mkdir(parents=True)

@@ -119,6 +119,8 @@ def check_adapter_arguments(
         raise UsageError("--lang_adapter_config goes with --load_lang_adapter")
     if lang_config:
         parse_adapter_config(lang_config, "lang_adapter_config")
+    if adapter_args.merge_adapter and training_args.is_sharded:
+        raise UsageError("--merge_adapter: no process has the whole of a sharded model; leave it out")
     if adapter_args.merge_adapter and not _can_be_merged(adapter_config):
         raise UsageError(
             f"--merge_adapter: {adapter_args.adapter_config} cannot be merged into a model's weights; lora and ia3 can"

@@ -142,8 +142,8 @@ def save_adapter(model: PreTrainedModel, adapter: Adapter, folder: str | Path) -
     if adapter.base is None:
         _save_own_weights(model, adapter, folder)
     elif adapter.saved_weights:
-        parameters = dict(model.named_parameters())
-        weights = {name: parameters[name].detach().cpu().contiguous() for name in adapter.saved_weights}
+        all_weights = model.state_dict()
+        weights = {name: all_weights[name].cpu().contiguous() for name in adapter.saved_weights}
         save_file(weights, folder / MODEL_WEIGHTS, metadata={"format": "pt"})
 
 

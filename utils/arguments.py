@@ -1,13 +1,19 @@
 """The flags that all scripts share: the model, the data, and transformers' TrainingArguments with our defaults."""
 
 import logging
+import math
 import os
 from dataclasses import dataclass, field
 
 import torch
 from transformers import TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
-from transformers.utils import is_liger_kernel_available, is_torch_bf16_gpu_available, is_torch_tf32_available
+from transformers.utils import (
+    is_liger_kernel_available,
+    is_torch_bf16_gpu_available,
+    is_torch_tf32_available,
+    is_torch_xla_available,
+)
 
 from utils.command_line import UsageError
 
@@ -18,6 +24,8 @@ DTYPES = ("float32", "bfloat16", "float16", "auto")
 # What `accelerate launch` chose. TrainingArguments writes its own choice into the same variable, where a second run
 # in one process would read it, so it is read here, once.
 LAUNCHER_PRECISION = os.environ.get("ACCELERATE_MIXED_PRECISION")
+LAUNCHER_USES_DEEPSPEED = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+LAUNCHER_USES_FSDP = os.environ.get("ACCELERATE_USE_FSDP") == "true"
 
 
 @dataclass
@@ -358,12 +366,28 @@ class LMTrainingArguments(TrainingArguments):
             "true token at each target. Loss, perplexity and accuracy need none."
         },
     )
+    num_processes: int | None = field(
+        default=None,
+        metadata={
+            "help": "Processes of this machine that share the work. Default: one for each GPU; without GPUs, 1. "
+            "Several machines: torchrun."
+        },
+    )
+    max_train_hours: float | None = field(
+        default=None,
+        metadata={
+            "help": "End the training so many hours after it began (or was resumed), with a checkpoint and exit code "
+            "75, for queues with a limit of time. Leave room for loading, one step and saving. Default: no limit."
+        },
+    )
     run_args: dict = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self):
         if not self.do_train and not self.do_eval:
             self.do_train = self.do_eval = True
         self._choose_precision()
+        if self.fsdp or LAUNCHER_USES_FSDP:
+            self._choose_fsdp()
         use_lamb = self.optim == "lamb"  # which transformers does not know; LMTrainer does
         if use_lamb:
             self.optim = self.default_optim
@@ -383,18 +407,53 @@ class LMTrainingArguments(TrainingArguments):
         if not self.save_safetensors:
             raise UsageError("--save_safetensors false: this suite writes no pickles; leave it out")
         if self._n_gpu > 1:
-            logger.warning("one of the %d GPUs is used; for all of them: torchrun --nproc_per_node auto", self._n_gpu)
+            if self.num_processes is None:
+                logger.warning("one of the %d GPUs is used; the command line starts a process for each", self._n_gpu)
             self._n_gpu = 1  # never DataParallel
         if not self.average_tokens_across_devices:
             raise UsageError("--average_tokens_across_devices false: losses are always means over all tokens here")
-        if (self.metric_for_best_model or "").removeprefix("eval_") in ("perplexity", "bits_per_byte"):
+        best = (self.metric_for_best_model or "").removeprefix("eval_")
+        if best in ("perplexity", "bits_per_byte"):
             raise UsageError("--metric_for_best_model: use eval_loss, which has the same order as perplexity")
+        if best not in ("", "loss", "accuracy") and self.metric is None:
+            raise UsageError(f"--metric_for_best_model {best}: give eval_loss or eval_accuracy, or a --metric too")
+        if self.accelerator_config.split_batches or self.accelerator_config.dispatch_batches:
+            raise UsageError(
+                "--accelerator_config: split_batches and dispatch_batches do not work here; leave them out"
+            )
+        if not 0 <= self.learning_rate < math.inf:
+            raise UsageError(f"--learning_rate {self.learning_rate}: give a number from 0 on")
+        if self.max_train_hours is not None and not self.max_train_hours > 0:
+            raise UsageError(f"--max_train_hours {self.max_train_hours}: give more than 0, or leave it out")
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process has a part of the model only (FSDP, or DeepSpeed, which may do so)."""
+        return bool(self.fsdp or LAUNCHER_USES_FSDP or self.deepspeed or LAUNCHER_USES_DEEPSPEED)
+
+    def _choose_fsdp(self):
+        """FSDP2, which replaces the FSDP that transformers 4 means by --fsdp."""
+        if self.use_cpu:
+            raise UsageError("--fsdp: accelerate shards a model on GPUs alone; leave it out")
+        if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+            raise UsageError(
+                "--fsdp shares a model out among processes: give --num_processes 2 or more, or leave it out"
+            )
+        if LAUNCHER_USES_FSDP:
+            return
+        if "hybrid_shard" in self.fsdp or "hybrid_shard_zero2" in self.fsdp:
+            raise UsageError(
+                "--fsdp hybrid_shard: accelerate launch does it, see recipes/accelerate/fsdp2_hybrid.yaml"
+            )
+        os.environ["FSDP_VERSION"] = "2"
+        os.environ["FSDP_RESHARD_AFTER_FORWARD"] = str("shard_grad_op" not in self.fsdp).lower()
 
     def _choose_precision(self):
-        has_accelerator = torch.accelerator.is_available() and not self.use_cpu
+        has_tpu = is_torch_xla_available() and not self.use_cpu
+        has_accelerator = has_tpu or (torch.accelerator.is_available() and not self.use_cpu)
         cpu_has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         native_bf16 = is_torch_bf16_gpu_available() if has_accelerator else cpu_has_bf16
-        if self.bf16 and not native_bf16:
+        if self.bf16 and not (native_bf16 or has_tpu):
             raise UsageError("--bf16: this machine does not compute bfloat16; leave it out")
         os.environ["ACCELERATE_MIXED_PRECISION"] = LAUNCHER_PRECISION or "no"
         if self.bf16 is None:
@@ -405,9 +464,8 @@ class LMTrainingArguments(TrainingArguments):
                 )
         elif not self.bf16 and not self.fp16:
             os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
-        if self.bf16 and not has_accelerator:
-            self.use_cpu = True  # transformers asks for it where there is no GPU
         if not has_accelerator:
+            self.use_cpu = True  # without it, bf16 is refused and each of several processes trains for itself
             self.dataloader_pin_memory = False
         if self.tf32 is None and has_accelerator and is_torch_tf32_available():
             self.tf32 = True

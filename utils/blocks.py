@@ -1,13 +1,12 @@
 """Token ids -> blocks, the training examples."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
-from transformers.trainer_pt_utils import get_length_grouped_indices
+from torch.utils.data import Dataset
 
 from utils.arguments import DataArguments, LMTrainingArguments
 from utils.command_line import UsageError
@@ -192,34 +191,6 @@ class LineByLineArguments:
             raise UsageError("--group_by_length goes with --line_by_line: packed blocks have one length; leave it out")
         if self.line_by_line and "keep_linebreaks" not in training_args.run_args:
             data_args.keep_linebreaks = False
-
-
-class LengthGroups(Sampler):
-    """Indices in a random order in which neighbours have similar lengths, another one each epoch.
-
-    The grouping is Trainer's (random megabatches of 50 batches, each sorted); the order depends on the seed and the
-    epoch alone, so that all processes, and a run that was resumed, have the same.
-
-    Args:
-        lengths: of the examples, in tokens.
-        batch_size: examples that should be of similar length.
-    """
-
-    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int):
-        self.lengths = lengths.tolist()
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
 
 
 def require_one_block(blocks: PackedBlocks) -> None:

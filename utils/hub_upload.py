@@ -16,7 +16,7 @@ from transformers.trainer_callback import TrainerCallback
 from transformers.trainer_utils import HubStrategy
 
 from utils.arguments import LMTrainingArguments
-from utils.command_line import IncompleteRun, UsageError
+from utils.command_line import EarlyEnd, UsageError
 from utils.hub_errors import explain
 
 
@@ -179,7 +179,7 @@ def upload_results(training_args: LMTrainingArguments) -> None:
     """Upload the output folder, without its checkpoints.
 
     Raises:
-        IncompleteRun: it failed. The message has the command that does it again.
+        EarlyEnd: it failed. The message has the command that does it again.
     """
     if not sys.stderr.isatty():
         disable_progress_bars()
@@ -196,8 +196,9 @@ def upload_results(training_args: LMTrainingArguments) -> None:
     except Exception as error:  # of many types: the network, the access, a file that the hub does not take
         command = ["hf", "upload", name, str(folder), ".", *(["--revision", revision] if revision else [])]
         command = shlex.join([*command, "--exclude", NOT_UPLOADED])
-        raise IncompleteRun(
+        raise EarlyEnd(
             f"--push_to_hub to {name}: the upload failed: {explain(error, name, is_upload=True)}. The results are "
-            f"complete in {folder}; this uploads them, with the token in HF_TOKEN or of `hf auth login`: {command}"
+            f"complete in {folder}; this uploads them, with the token in HF_TOKEN or of `hf auth login`: {command}",
+            exit_code=1,
         ) from error
     logger.info("hub: uploaded, %s", commit.commit_url)

@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 
 import yaml
-from transformers.trainer_callback import TrainerState
 
 from utils.arguments import LMTrainingArguments
+from utils.checkpoints import UNFINISHED, damage, remove
 from utils.command_line import UsageError
 
 
@@ -17,17 +17,19 @@ logger = logging.getLogger(__name__)
 
 RUN_ARGS = "run_args.yaml"  # also the sign that a checkpoint is ours
 RESULTS = ("train_results.json", "eval_results.json", "all_results.json", "trainer_state.json", "loss.png", RUN_ARGS)
+BEGUN = {RUN_ARGS, "runs"}  # what a training leaves that was killed before its first checkpoint
 
 
 def find_checkpoint(training_args: LMTrainingArguments) -> str | None:
     """Check the output folder, without changing anything in it, and say which checkpoint to resume from.
 
     Returns:
-        `--resume_from_checkpoint`, or else the newest checkpoint in the folder; None to start from the beginning.
+        `--resume_from_checkpoint`, or else the newest checkpoint in the folder that is not damaged; None to start from
+        the beginning.
 
     Raises:
         UsageError: an output folder that is a file, not writable, or in use by something else, or a checkpoint that
-            does not exist.
+            does not exist or is damaged.
     """
     folder = Path(training_args.output_dir)
     if folder.exists() and not folder.is_dir():
@@ -41,6 +43,8 @@ def find_checkpoint(training_args: LMTrainingArguments) -> str | None:
     if asked_for and str(asked_for).lower() not in ("true", "false"):
         if not (Path(asked_for) / "trainer_state.json").is_file():
             raise UsageError(f"--resume_from_checkpoint {asked_for}: no checkpoint there (no trainer_state.json)")
+        if problem := damage(Path(asked_for)):
+            raise UsageError(f"--resume_from_checkpoint {asked_for} is damaged: {problem}; give another checkpoint")
         return asked_for
     if not training_args.do_train or training_args.overwrite_output_dir:
         return None
@@ -49,10 +53,18 @@ def find_checkpoint(training_args: LMTrainingArguments) -> str | None:
         raise UsageError(f"--resume_from_checkpoint: there is no checkpoint of this suite in {folder}")
     if str(asked_for).lower() == "false" and checkpoints:
         raise UsageError(f"--resume_from_checkpoint false: {folder} has one; to start anew, --overwrite_output_dir")
+    for checkpoint in reversed(checkpoints):
+        problem = damage(checkpoint)
+        if problem is None:
+            logger.info("resuming from %s (--overwrite_output_dir starts anew)", checkpoint)
+            return str(checkpoint)
+        logger.warning("%s is damaged, and skipped for the one before: %s", checkpoint, problem)
     if checkpoints:
-        logger.info("resuming from %s (--overwrite_output_dir starts anew)", checkpoints[-1])
-        return str(checkpoints[-1])
-    if folder.is_dir() and any(folder.iterdir()):
+        raise UsageError(
+            f"--output_dir {folder}: no checkpoint to go on from, all are damaged, {checkpoints[-1].name} since "
+            f"{damage(checkpoints[-1])}; --overwrite_output_dir starts anew"
+        )
+    if folder.is_dir() and not all(path.name in BEGUN or path.name.endswith(UNFINISHED) for path in folder.iterdir()):
         raise UsageError(
             f"--output_dir {folder} is not empty and has no checkpoint to go on from: choose another folder, or "
             "--overwrite_output_dir to write into this one"
@@ -75,7 +87,7 @@ def clear_output_dir(folder: str | Path) -> None:
     if not (Path(folder) / RUN_ARGS).is_file() and not our_checkpoints(folder):
         return
     for checkpoint in our_checkpoints(folder):
-        shutil.rmtree(checkpoint)
+        remove(checkpoint)
     for name in RESULTS:
         (Path(folder) / name).unlink(missing_ok=True)
     shutil.rmtree(Path(folder) / "runs", ignore_errors=True)
@@ -84,14 +96,5 @@ def clear_output_dir(folder: str | Path) -> None:
 def write_run_args(folder: str | Path, run_args: dict) -> None:
     """Write the flags that were given (`LMTrainingArguments.run_args`) as a file that repeats the run."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    (Path(folder) / RUN_ARGS).write_text(
-        yaml.safe_dump(run_args, sort_keys=False, allow_unicode=True), encoding="utf-8"
-    )
-
-
-def is_complete(checkpoint: str | None) -> bool:
-    """Whether the training that wrote the checkpoint had reached its last step."""
-    if checkpoint is None:
-        return False
-    state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
-    return state.global_step >= state.max_steps
+    text = yaml.safe_dump(run_args, sort_keys=False, allow_unicode=True)
+    (Path(folder) / RUN_ARGS).write_text(text, encoding="utf-8")

@@ -1,11 +1,13 @@
 """Documents -> token ids, once: flat arrays on disk, cached under a key that is ours, memory-mapped by all."""
 
+import functools
 import itertools
 import json
 import logging
 import os
 import shutil
 import socket
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import numpy as np
 import tokenizers
 from datasets import Dataset
 from filelock import FileLock
+from torch.distributed import TCPStore
 from transformers import PreTrainedTokenizerBase
 
 from utils.arguments import DataArguments
@@ -245,9 +248,20 @@ def _build(
 
 
 def _this_job() -> str:
-    """One name for all processes that one launcher started on this machine: what --overwrite_cache builds once for."""
-    leader = os.getppid() if int(os.environ.get("WORLD_SIZE", 1)) > 1 else f"{os.getpid()}.{next(_BUILD_NUMBERS)}"
-    return f"{socket.gethostname()}.{leader}"
+    """One name for all processes of a job, on all its machines: what --overwrite_cache builds once for."""
+    num_processes = int(os.environ.get("WORLD_SIZE", 1))
+    if num_processes == 1:
+        return f"{socket.gethostname()}.{os.getpid()}.{next(_BUILD_NUMBERS)}"
+    if num_processes == int(os.environ.get("LOCAL_WORLD_SIZE", num_processes)):
+        return f"{socket.gethostname()}.{os.getppid()}"
+    return _name_of_job_on_many_machines()
+
+
+@functools.cache
+def _name_of_job_on_many_machines() -> str:
+    """The first process to ask makes it up, and leaves it in the store where the processes have found each other."""
+    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    return store.compare_set("language_modeling/job", "", uuid.uuid4().hex).decode()
 
 
 def _built_by(path: Path) -> str:

@@ -21,13 +21,16 @@ from transformers.trainer_callback import (
 from utils.adapter_setup import Adapter, GradientCheck, load_saved_adapter, save_adapter
 from utils.arguments import LMTrainingArguments
 from utils.block_stream import BlockStream, StreamLoader
-from utils.blocks import LengthGroups
 from utils.command_line import UsageError
 from utils.hub_errors import explain
 from utils.hub_upload import CheckpointUploads, upload_results
+from utils.interruption import leave_signals_to_the_main_process
 from utils.modeling import sums_loss
-from utils.output_dir import clear_output_dir, our_checkpoints, write_run_args
+from utils.output_dir import write_run_args
 from utils.progress import progress
+from utils.resumable_trainer import ResumableTrainer
+from utils.sampling import StandIn
+from utils.sharding import prepare_alone, prepare_sharding, weight_names, whole_weights, with_weights
 from utils.training_log import LogLines, ProgressBar
 
 
@@ -64,17 +67,6 @@ class TrainingTotals(TrainerCallback, ExportableState):
         return {"args": vars(self).copy(), "attributes": {}}
 
 
-class EpochSetter(TrainerCallback):
-    """Tells the training set which epoch begins.
-
-    accelerate does so too, but where several processes train it tells the sampler instead.
-    """
-
-    def on_epoch_begin(self, args, state, control, train_dataloader, **kwargs):
-        if hasattr(train_dataloader.dataset, "set_epoch"):
-            train_dataloader.dataset.set_epoch(train_dataloader.iteration)
-
-
 class StreamEpochs(TrainerCallback):
     """Counts epochs by the passes that this process has finished over its part of the stream."""
 
@@ -82,8 +74,8 @@ class StreamEpochs(TrainerCallback):
         state.epoch = float(train_dataloader.dataset.epoch)
 
 
-class LMTrainer(Trainer):
-    """A Trainer whose numbers are exact.
+class LMTrainer(ResumableTrainer):
+    """A Trainer whose numbers are exact, and whose runs resume exactly.
 
     - The loss of an update is the sum over all its targets, of all processes and accumulation steps, divided by their
       number. So are the logged losses and `train_loss`, which are not means of means. Of several losses, each is
@@ -123,7 +115,10 @@ class LMTrainer(Trainer):
             raise UsageError("--dtype float16 cannot hold the updates of a training: use --fp16, or --dtype bfloat16")
         if args.gradient_checkpointing and not model.supports_gradient_checkpointing:
             raise UsageError(f"--gradient_checkpointing: {type(model).__name__} cannot do it; leave it out")
-        super().__init__(model=model, args=args, **kwargs)
+        self.losses = losses or {"lm": "labels"}
+        super().__init__(label_names=list(self.losses.values()), model=model, args=args, **kwargs)
+        prepare_sharding(self.accelerator, model)
+        self._weight_names = weight_names(model)
         for flag in WITHOUT_EFFECT:
             if flag in args.run_args:
                 logger.warning("--%s has no effect in this suite", flag)
@@ -132,11 +127,9 @@ class LMTrainer(Trainer):
             self.add_callback(GradientCheck)
         self.metric = metric
         self.target_name = target_name
-        self.losses = losses or {"lm": "labels"}
         self.model_accepts_loss_kwargs = True  # the loss is divided by the number of items, not by accumulation steps
         self.totals = self._no_totals()
         self.add_callback(self.totals)
-        self.add_callback(EpochSetter)
         self.checkpoint_uploads = CheckpointUploads()
         if args.push_to_hub:
             self.add_callback(self.checkpoint_uploads)
@@ -153,17 +146,10 @@ class LMTrainer(Trainer):
 
     # Training
 
-    def train(self, *args, **kwargs):
-        """As Trainer.train; with `--overwrite_output_dir`, what an earlier run left in the folder is removed first."""
-        self.accelerator.wait_for_everyone()  # until every process has looked at the folder
-        if self.is_world_process_zero():
-            if self.args.overwrite_output_dir:
-                clear_output_dir(self.args.output_dir)
-            write_run_args(self.args.output_dir, self.args.run_args)
-        self.accelerator.wait_for_everyone()
-        if isinstance(self.train_dataset, BlockStream) and kwargs.get("resume_from_checkpoint"):
-            self.train_dataset.load_state(kwargs["resume_from_checkpoint"])
-        return super().train(*args, **kwargs)
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs):
+        if isinstance(self.train_dataset, BlockStream) and resume_from_checkpoint is not None:
+            self.train_dataset.load_state(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _inner_training_loop(self, *args, **kwargs):
         vars(self.totals).update(vars(self._no_totals()))  # also when auto_find_batch_size starts again
@@ -190,7 +176,7 @@ class LMTrainer(Trainer):
         return Lamb, {"lr": args.learning_rate} | options
 
     def get_train_dataloader(self):
-        """As Trainer's; of a stream, in whose part of this process nobody else has a share, its own."""
+        """As ResumableTrainer's; of a stream, in whose part of this process nobody else has a share, its own."""
         if not isinstance(self.train_dataset, BlockStream):
             return super().get_train_dataloader()
         return StreamLoader(
@@ -200,14 +186,6 @@ class LMTrainer(Trainer):
             num_batches=self.args.max_steps * self.args.gradient_accumulation_steps,
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
         )
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None):
-        """With `--group_by_length`, from the lengths that the data set knows, without reading it."""
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        if self.args.group_by_length and hasattr(dataset, "lengths"):
-            batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-            return LengthGroups(dataset.lengths, batch_size, self.args.seed)
-        return super()._get_train_sampler(train_dataset)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
         """The batches of an update, and the number of their targets over all processes, int64 of shape (losses,)."""
@@ -351,10 +329,12 @@ class LMTrainer(Trainer):
             batch_sampler=batches,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
+            worker_init_fn=leave_signals_to_the_main_process,
+            generator=torch.Generator(),  # of its own: whether one evaluates must not change the dropout that follows
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
         )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            model = self.model_wrapped if self.accelerator._models else self.accelerator.prepare(self.model)
+            model = self.model_wrapped if self.accelerator._models else prepare_alone(self.accelerator, self.model)
         else:
             model = self.model.to(self.args.device)
         autocast_dtype = {
@@ -372,6 +352,7 @@ class LMTrainer(Trainer):
                 num_tokens.add_(_num_tokens(batch) * is_counted)
                 if self.metric is not None:
                     self._add_to_metric(scores["predictions"], scores["references"], is_counted)
+                self.cut_evaluation_if_asked()
                 yield len(batch["input_ids"])
 
         was_training = model.training
@@ -401,8 +382,19 @@ class LMTrainer(Trainer):
         self._update_totals()
         self._pause_clock()
         super()._save_checkpoint(model, trial)
-        if isinstance(self.train_dataset, BlockStream):  # B: moves into the unfinished folder
-            self.train_dataset.save_state(f"{self._get_output_dir(trial)}/checkpoint-{self.state.global_step}")
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As Trainer's; and of a sharded model always the whole, also in a checkpoint that has the shards too.
+
+        With `--push_to_hub`, Trainer would also upload it here, before it is evaluated.
+        """
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call=True)
+            return
+        weights = whole_weights(self.accelerator, self.model_wrapped, self._weight_names)
+        if self.args.should_save:
+            self._save(output_dir, weights)
+        self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         output_dir = output_dir or self.args.output_dir
@@ -410,18 +402,19 @@ class LMTrainer(Trainer):
         if self.adapter is None:
             model.save_pretrained(output_dir, state_dict=state_dict)
         else:
-            save_adapter(model, self.adapter, output_dir)
+            with with_weights(model, state_dict):
+                save_adapter(model, self.adapter, output_dir)
         self.processing_class.save_pretrained(output_dir)
         write_run_args(output_dir, self.args.run_args)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        if self.adapter is None:
+        if self.adapter is None or self.is_fsdp_enabled:  # whose checkpoints have the shards of the whole model
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             load_saved_adapter(self.model, self.adapter, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        if self.adapter is None:
+        if self.adapter is None or self.is_fsdp_enabled:  # whose checkpoints have the shards of the whole model
             super()._load_best_model()
         else:
             load_saved_adapter(self.model, self.adapter, self.state.best_model_checkpoint)
@@ -437,15 +430,6 @@ class LMTrainer(Trainer):
         self._at_last_log = TrainingTotals(**saved["args"])
         super()._load_callback_state()
 
-    def _sorted_checkpoints(self, output_dir=None, checkpoint_prefix="checkpoint", use_mtime=False) -> list[str]:
-        """What `save_total_limit` may delete, first the oldest: only what we wrote, and the best one last but one."""
-        checkpoints = [str(path) for path in our_checkpoints(output_dir)]
-        best = self.state.best_model_checkpoint
-        if best in checkpoints[:-1]:
-            checkpoints.remove(best)
-            checkpoints.insert(len(checkpoints) - 1, best)
-        return checkpoints
-
     # The hub. Trainer's own way uploads training_args.bin, a pickle with the token in it, and a card of its own.
 
     def init_hf_repo(self, token: str | None = None) -> None:
@@ -454,15 +438,11 @@ class LMTrainer(Trainer):
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """CheckpointUploads does it, once the checkpoint is complete."""
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As Trainer's, which with `--push_to_hub` would also upload it, before it is evaluated."""
-        super().save_model(output_dir, _internal_call=True)
-
     def push_to_hub(self, *args, **kwargs) -> None:
         """Upload the output folder as it is, after the checkpoints that are on their way.
 
         Raises:
-            IncompleteRun: it failed; the message says how to do it again.
+            EarlyEnd: it failed; the message says how to do it again.
         """
         if self.is_world_process_zero():
             self.checkpoint_uploads.finish(self.args)
@@ -470,7 +450,9 @@ class LMTrainer(Trainer):
 
 
 def _num_tokens(batch: dict[str, torch.Tensor]) -> int | torch.Tensor:
-    """Tokens that the model reads, padding not counted."""
+    """Tokens that the model reads, padding not counted, nor what only stands in for an example."""
+    if isinstance(batch, StandIn):
+        return 0
     mask = batch.get("attention_mask")
     return batch["input_ids"].numel() if mask is None else mask.sum()
 

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +11,9 @@ import yaml
 from conftest import ROOT, run_python
 
 from run_clm import CausalLMArguments
-from utils import arguments
+from utils import arguments, command_line
 from utils.arguments import DataArguments, LMTrainingArguments, ModelArguments
-from utils.command_line import UsageError, entry_point, parse_arguments
+from utils.command_line import EarlyEnd, UsageError, entry_point, parse_arguments, resume_command
 
 
 NEEDED = {"model_type": "gpt2", "train_tokenizer": "bpe", "train_file": ["a.txt", "b.txt"], "output_dir": "out"}
@@ -415,6 +416,7 @@ END_OF_A_JOB = """
 import atexit
 import sys
 from pathlib import Path
+from pathlib import Path
 
 import torch
 import torch._dynamo  # as the scripts do: imported later, it would hold the process group
@@ -457,3 +459,140 @@ def test_a_job_ends_its_process_group(tmp_path):
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--standalone"]
     run_python(*launcher, script, tmp_path, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
     assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == ["0", "0"]
+
+
+def test_command_that_resumes(monkeypatch):
+    """As it was given, quoted, with what it needs besides; tokens are left out."""
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    script = Path("run_clm.py")
+    args = ["--train_file", "my text.txt", "--hub_token", "hf_1", "--token=hf_2", "--output_dir", "out"]
+    command = resume_command(script, args, ["--overwrite_output_dir", "false"])
+    assert command == (
+        "python run_clm.py --train_file 'my text.txt' --hub_token ... --token=... --output_dir out "
+        "--overwrite_output_dir false"
+    )
+    monkeypatch.setattr("sys.orig_argv", ["python3", "-u", *command.split()[1:3]])
+    assert resume_command(script, None, []) == "python3 -u run_clm.py --train_file"
+
+
+def test_command_that_resumes_a_job_of_torchrun(monkeypatch):
+    """Where the launcher's command line cannot be read, as far as its processes know it."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    monkeypatch.setattr("sys.argv", ["run_clm.py", "--output_dir", "out"])
+    monkeypatch.setattr("os.getppid", lambda: "no such process")
+    command = resume_command(Path("run_clm.py"), None, [])
+    assert command == "torchrun --nnodes 2 --nproc_per_node 8 run_clm.py --output_dir out"
+
+
+def test_early_end_is_one_line_and_its_code(capsys, monkeypatch):
+    @entry_point
+    def main(args):
+        raise EarlyEnd("the disk\nis full", 7, ["--more", "1"])
+
+    with pytest.raises(SystemExit) as end:
+        main(["--output_dir", "out"])
+    assert end.value.code == 7
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "test_command_line.py: the disk is full"
+    assert second.startswith("test_command_line.py: to go on: python ") and second.endswith(
+        "--output_dir out --more 1"
+    )
+    monkeypatch.setenv("RANK", "1")  # one process tells
+    with pytest.raises(SystemExit):
+        main([])
+    assert not capsys.readouterr().err
+
+
+# How many processes
+
+
+class Launched(Exception):
+    """Raised in the place of starting processes."""
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """`launched(gpus, *flags)` is the number of processes that the command line starts; 1 if it goes on itself."""
+
+    def call(gpus: int, *flags, **environment) -> int:
+        def launch(command, num_processes):
+            raise Launched(command, num_processes)
+
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        words = ["run_clm.py", "--model_name_or_path", "gpt2", "--train_file", "train.txt", *flags]
+        monkeypatch.setattr(command_line, "launch", launch)
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpus > 0)
+        monkeypatch.setattr(torch.accelerator, "device_count", lambda: gpus)
+        monkeypatch.setattr(sys, "argv", words)
+        monkeypatch.setattr(LMTrainingArguments, "__post_init__", lambda self: None)
+        try:
+            parse_arguments(ModelArguments, DataArguments, LMTrainingArguments)
+        except Launched as started:
+            command, num_processes = started.args
+            assert command == words
+            return num_processes
+        return 1
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("gpus", "flags", "expected"),
+    [
+        (0, (), 1),
+        (0, ("--num_processes", "3"), 3),
+        (1, (), 1),
+        (8, (), 8),
+        (8, ("--num_processes", "2"), 2),
+        (8, ("--num_processes=1",), 1),
+        (8, ("--use_cpu",), 1),
+        (8, ("--use_cpu", "false"), 8),
+        (8, ("--use_cpu", "--num_processes", "9"), 9),
+        (8, ("--preprocess_only",), 1),
+    ],
+)
+def test_a_process_for_each_gpu(launched, gpus, flags, expected):
+    assert launched(gpus, *flags) == expected
+
+
+def test_what_a_launcher_started_starts_no_others(launched):
+    environment = {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
+    assert launched(8, **environment) == 1
+    assert launched(8, "--num_processes", "2", **environment) == 1
+    with pytest.raises(UsageError, match="--num_processes 4, but the launcher has started 2"):
+        launched(8, "--num_processes", "4", **environment)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "flags", "message"),
+    [
+        (0, ("--num_processes", "0"), "--num_processes 0: give 1 or more"),
+        (2, ("--num_processes", "3"), "--num_processes 3: there are 2 GPUs here"),
+        (0, ("--tpu", "my-tpu"), "--tpu was TensorFlow's: on a TPU machine"),
+    ],
+)
+def test_processes_that_cannot_be(launched, gpus, flags, message):
+    with pytest.raises(UsageError, match=message):
+        launched(gpus, *flags)
+
+
+def test_a_call_of_main_starts_none():
+    with pytest.raises(UsageError, match="works on the command line"):
+        command_line._processes_to_start({"num_processes": 2}, is_script=False)
+    assert command_line._processes_to_start({}, is_script=False) == 1
+
+
+def test_sharding_that_cannot_be(monkeypatch):
+    with pytest.raises(UsageError, match="--fsdp: accelerate shards a model on GPUs alone"):
+        parse_needed("--fsdp", "full_shard auto_wrap")
+    monkeypatch.setattr(LMTrainingArguments, "_choose_precision", lambda self: None)  # as if there were a GPU
+    with pytest.raises(UsageError, match="--fsdp shares a model out among processes: give --num_processes 2"):
+        parse_needed("--fsdp", "full_shard auto_wrap")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="recipes/accelerate/fsdp2_hybrid.yaml"):
+        parse_needed("--fsdp", "hybrid_shard")

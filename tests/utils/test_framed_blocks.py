@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.blocks import FramedBlocks, LengthGroups, LineBlocks, require_one_block
+from utils.blocks import FramedBlocks, LineBlocks, require_one_block
 from utils.command_line import UsageError
 from utils.token_store import TokenStore
 
@@ -124,22 +124,3 @@ def test_workers_that_stay_see_the_next_epoch(context, tmp_path):
 
 def test_packed_blocks_travel_without_their_tokens(tmp_path):
     assert len(pickle.dumps(make_store(tmp_path))) < 1000
-
-
-def test_length_groups():
-    """Each index once; neighbours of similar lengths; the same for the same seed and epoch."""
-    lengths = np.random.default_rng(0).integers(5, 100, 1000)
-    groups = LengthGroups(lengths, batch_size=8, seed=1)
-    order = list(groups)
-    assert sorted(order) == list(range(1000)) and len(groups) == 1000
-    spread = [np.ptp(lengths[order[start : start + 8]]) for start in range(0, 1000, 8)]
-    assert np.mean(spread) < 10 < np.mean([np.ptp(lengths[start : start + 8]) for start in range(0, 1000, 8)]) / 5
-    torch.rand(10)
-    assert list(groups) == order
-    assert list(LengthGroups(lengths, 8, seed=1)) == order
-    groups.set_epoch(1)
-    next_order = list(groups)
-    assert next_order != order
-    groups.set_epoch(0)
-    assert list(groups) == order
-    assert list(LengthGroups(lengths, 8, seed=2)) != order

@@ -1,0 +1,608 @@
+"""Runs that end before their end: killed, stopped, out of time or disk; each goes on as if it had not ended.
+
+What is killed is a real process, forked from this one, which has imported everything already.
+"""
+
+import json
+import multiprocessing
+import os
+import random
+import re
+import resource
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import accelerate
+import pytest
+import torch
+from conftest import ROOT, make_lines
+from safetensors.torch import load_file
+
+import run_clm
+import run_mlm
+import run_plm
+import run_pretraining
+import utils.resumable_trainer
+from utils.checkpoints import damage, facts_of
+from utils.trainer import LMTrainer
+
+
+SECONDS = 60  # after which a process that should have ended is given up
+# With dropout, whose generator has to go on where it was.
+GPT2 = [
+    "--model_type", "gpt2", "--train_tokenizer", "bpe", "--vocab_size", 300,
+    "--config_overrides", "n_layer=1,n_embd=16,n_head=2,n_positions=64",
+]  # fmt: skip
+BERT_SIZES = "num_hidden_layers=1,hidden_size=16,intermediate_size=32,num_attention_heads=2"
+BERT = [
+    "--model_type",
+    "bert",
+    "--train_tokenizer",
+    "wordpiece",
+    "--vocab_size",
+    100,
+    "--config_overrides",
+    BERT_SIZES,
+]
+XLNET = [
+    "--model_type", "xlnet", "--train_tokenizer", "unigram", "--vocab_size", 100,
+    "--config_overrides", "n_layer=1,d_model=16,n_head=2,d_inner=32",
+]  # fmt: skip
+SCRIPTS = {run_clm: GPT2, run_mlm: [*BERT, "--line_by_line"], run_plm: XLNET, run_pretraining: BERT}
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """Runs that end by a signal leave it ignored, on their way out; here the process goes on."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def train_file(tmp_path):
+    """60 sentences in documents of 4."""
+    lines = make_lines(60)
+    path = tmp_path / "train.txt"
+    path.write_text("\n\n".join("\n".join(lines[start : start + 4]) for start in range(0, 60, 4)) + "\n")
+    return path
+
+
+@pytest.fixture
+def flags(train_file, common_args):
+    """10 updates an epoch of a small model, two epochs, a checkpoint after every third update."""
+
+    def of(script=run_clm) -> list[str]:
+        flags = [*SCRIPTS[script], *common_args, "--train_file", train_file, "--block_size", 16, "--do_train"]
+        flags += ["--num_train_epochs", 2, "--learning_rate", "1e-2", "--save_strategy", "steps", "--save_steps", 3]
+        return [
+            str(flag) for flag in [*flags, "--per_device_train_batch_size", 4, "--max_train_samples", 40, "--use_cpu"]
+        ]
+
+    return of
+
+
+class Forked:
+    """Processes forked from this one that run a script together, each with what `patch(monkeypatch, rank)` changes."""
+
+    def __init__(self, log: Path, script, args: list, patch=None, num_processes: int = 1):
+        self.log = log
+        context = multiprocessing.get_context("fork")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        target_args = (script, [str(arg) for arg in args], patch, num_processes, port)
+        self.processes = [
+            context.Process(target=self._run, args=(rank, *target_args)) for rank in range(num_processes)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def _run(self, rank, script, args, patch, num_processes, port):
+        os.setpgid(0, 0)  # a signal to its group is for it and its workers
+        with self.log.open("a") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+        sys.stdout = sys.__stdout__ = os.fdopen(1, "w")
+        sys.stderr = sys.__stderr__ = os.fdopen(2, "w", buffering=1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if num_processes > 1:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_processes)}
+            os.environ |= {
+                "LOCAL_WORLD_SIZE": str(num_processes),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
+            accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+            accelerate.state.GradientState._reset_state()
+        code = 99
+        try:
+            with pytest.MonkeyPatch.context() as monkeypatch:
+                if patch is not None:
+                    patch(monkeypatch, rank)
+                script.main(args)
+            code = 0
+        except SystemExit as end:
+            code = end.code
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        if torch.distributed.is_initialized() and code != 99:
+            torch.distributed.destroy_process_group()
+        os._exit(code)
+
+    def wait(self) -> list[int]:
+        """The exit codes; of processes that a signal ended, minus its number."""
+        for process in self.processes:
+            process.join(SECONDS)
+            if process.is_alive():
+                os.killpg(process.pid, signal.SIGKILL)
+                process.join()
+                raise AssertionError(f"a process did not end:\n{self.output}")
+        return [process.exitcode for process in self.processes]
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text()
+
+    def wait_for(self, condition):
+        """Until the condition holds, while the processes run."""
+        start = time.monotonic()
+        while not condition():
+            alive = all(process.is_alive() for process in self.processes)
+            assert alive and time.monotonic() - start < SECONDS, self.output
+            time.sleep(0.005)
+
+
+@pytest.fixture
+def forked(tmp_path):
+    """`forked(script, output_dir, *args, patch=..., num_processes=...)` starts processes; see Forked."""
+
+    def start(script, output_dir, *args, **options) -> Forked:
+        return Forked(tmp_path / "forked.log", script, ["--output_dir", output_dir, *args], **options)
+
+    return start
+
+
+def at_step(step: int, action, of_rank: int = 0):
+    """A patch: `action()` in the middle of the given update (the first is 0), of one process."""
+
+    def patch(monkeypatch, rank):
+        plain = LMTrainer.training_step
+
+        def training_step(self, *args, **kwargs):
+            loss = plain(self, *args, **kwargs)
+            if self.state.global_step == step and rank == of_rank:
+                action()
+            return loss
+
+        monkeypatch.setattr(LMTrainer, "training_step", training_step)
+
+    return patch
+
+
+def signal_oneself(number: int):
+    return lambda: os.kill(os.getpid(), number)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same_run(folder: Path, expected: Path) -> None:
+    """Bit-equal weights, and the same figures."""
+    for name, value in weights(expected).items():
+        assert torch.equal(weights(folder)[name], value)
+    results, expected_results = (json.loads((path / "all_results.json").read_text()) for path in (folder, expected))
+    for key in ("train_tokens", "train_samples", "epoch"):
+        assert results[key] == expected_results[key]
+    assert results["train_loss"] == pytest.approx(expected_results["train_loss"], rel=1e-9)
+
+
+def checkpoints(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("checkpoint-*"))
+
+
+# Killed
+
+
+@pytest.mark.parametrize(
+    ("script", "workers", "kills"), [(run_clm, 0, 3), (run_mlm, 2, 2), (run_plm, 0, 1), (run_pretraining, 1, 1)]
+)
+def test_killed_at_random_updates(script, workers, kills, flags, forked, tmp_path):
+    """By kill -9; twice in the first epoch, or once or three times anywhere."""
+    args = [*flags(script), "--dataloader_num_workers", workers]
+    script.main(["--output_dir", str(tmp_path / "twin"), *map(str, args)])
+    for step in sorted(random.Random(script.__name__).sample(range(2, 10 if kills == 2 else 20), kills)):
+        run = forked(script, tmp_path / "out", *args, patch=at_step(step, lambda: os.killpg(0, signal.SIGKILL)))
+        assert run.wait() == [-signal.SIGKILL], run.output
+        assert max((int(name.split("-")[1]) for name in checkpoints(tmp_path / "out")), default=0) == step // 3 * 3
+    script.main(["--output_dir", str(tmp_path / "out"), *map(str, args)])
+    assert_same_run(tmp_path / "out", tmp_path / "twin")
+
+
+def test_killed_while_it_saves(flags, forked, tmp_path):
+    """The first checkpoint, just before it gets its name; the second, half-written. Neither is a checkpoint."""
+    args = flags()
+    run_clm.main(["--output_dir", str(tmp_path / "twin"), *args])
+
+    def before_the_name(monkeypatch, rank):
+        monkeypatch.setattr(utils.resumable_trainer, "publish", lambda *args: os.kill(os.getpid(), signal.SIGKILL))
+
+    def without_optimizer(monkeypatch, rank):
+        plain = LMTrainer._save_optimizer_and_scheduler
+
+        def save(self, folder):
+            if self.state.global_step == 6:
+                os.kill(os.getpid(), signal.SIGKILL)
+            plain(self, folder)
+
+        monkeypatch.setattr(LMTrainer, "_save_optimizer_and_scheduler", save)
+
+    for patch, left in (
+        (before_the_name, ["checkpoint-3.unfinished"]),
+        (without_optimizer, ["checkpoint-3", "checkpoint-6.unfinished"]),
+    ):
+        run = forked(run_clm, tmp_path / "out", *args, patch=patch)
+        assert run.wait() == [-signal.SIGKILL], run.output
+        assert checkpoints(tmp_path / "out") == left
+    run_clm.main(["--output_dir", str(tmp_path / "out"), *args])
+    assert_same_run(tmp_path / "out", tmp_path / "twin")
+    assert not list((tmp_path / "out").glob("*.unfinished"))
+
+
+def test_two_processes_killed(flags, forked, tmp_path):
+    """One process is killed; the other cannot go on. The run goes on with two, and ends bit-equal."""
+    args = flags()
+    twin = forked(run_clm, tmp_path / "twin", *args, num_processes=2)
+    assert twin.wait() == [0, 0], twin.output
+    for step in (4, 5):
+        patch = at_step(step, signal_oneself(signal.SIGKILL), of_rank=1)
+        run = forked(run_clm, tmp_path / "out", *args, patch=patch, num_processes=2)
+        run.processes[1].join(SECONDS)
+        assert run.processes[1].exitcode == -signal.SIGKILL
+        run.processes[0].kill()  # as a launcher does
+        run.wait()
+    run = forked(run_clm, tmp_path / "out", *args, num_processes=2)
+    assert run.wait() == [0, 0], run.output
+    assert_same_run(tmp_path / "out", tmp_path / "twin")
+
+
+def test_stream_killed_and_stopped(flags, forked, tmp_path):
+    """With one process and, killed, with two: the stream goes on after the last batch that was trained on."""
+    args = flags()
+    place = args.index("--max_train_samples")
+    args[place : place + 2] = ["--streaming", "--shuffle_buffer_size", "10", "--max_steps", "30"]
+    for num_processes in (1, 2):
+        twin, out = (tmp_path / f"{name}-{num_processes}" for name in ("twin", "out"))
+        run = forked(run_clm, twin, *args, num_processes=num_processes)
+        assert run.wait() == [0] * num_processes, run.output
+        for step, number in ((11, signal.SIGTERM), (17, signal.SIGKILL)):
+            patch = at_step(step, signal_oneself(number))
+            run = forked(run_clm, out, *args, num_processes=num_processes, patch=patch)
+            if number == signal.SIGTERM:
+                assert run.wait() == [143] * num_processes, run.output
+                assert "checkpoint-12" in checkpoints(out)
+            else:
+                run.processes[0].join(SECONDS)
+                for process in run.processes:
+                    process.kill()
+                run.wait()
+        run = forked(run_clm, out, *args, num_processes=num_processes)
+        assert run.wait() == [0] * num_processes, run.output
+        for name, value in weights(twin).items():
+            assert torch.equal(weights(out)[name], value)
+
+
+# Any number of processes
+
+
+def test_number_of_processes_changes_nothing(flags, forked, tmp_path, checkpoint):
+    """1 process x 8, 2 x 4, 4 x 2, and 4, then 1: the same examples, none twice, and the same weights."""
+    args = ["--model_name_or_path", str(checkpoint("gpt2")), *flags()[len(GPT2) :], "--optim", "sgd"]
+    args += ["--max_grad_norm", 0, "--save_steps", 5]
+    args += ["--max_train_samples", 42]  # 42 = 5 x 8 + 2: two of four processes have no part in an epoch's last step
+    size = "--per_device_train_batch_size"
+    runs = {"one": [(1, None)], "two": [(2, None)], "four": [(4, None)], "changing": [(4, 7), (1, None)]}
+    for name, parts in runs.items():
+        for num_processes, killed_at in parts:
+            patch = None if killed_at is None else at_step(killed_at, lambda: os._exit(7), of_rank=3)
+            run = forked(
+                run_clm, tmp_path / name, *args, size, 8 // num_processes, num_processes=num_processes, patch=patch
+            )
+            if killed_at is not None:
+                run.processes[3].join(SECONDS)
+                for process in run.processes:
+                    process.kill()
+                run.wait()
+            else:
+                assert run.wait() == [0] * num_processes, run.output
+    expected = json.loads((tmp_path / "one" / "all_results.json").read_text())
+    assert expected["train_tokens"] == 2 * 42 * 16
+    for name in ("two", "four", "changing"):
+        results = json.loads((tmp_path / name / "all_results.json").read_text())
+        assert results["train_tokens"] == expected["train_tokens"]
+        assert results["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
+        for key, value in weights(tmp_path / "one").items():
+            torch.testing.assert_close(weights(tmp_path / name)[key], value, rtol=0, atol=1e-5)
+
+
+def test_another_global_batch_is_refused(flags, run, refused, tmp_path):
+    """It would train on some examples twice and never on others."""
+    args = flags()
+    run_clm.main(["--output_dir", str(tmp_path / "out"), *args, "--max_steps", "4"])
+    message = refused(*args, "--per_device_train_batch_size", 8, output_dir=tmp_path / "out")
+    assert "global batch size 4, this one has 8" in message
+    message = refused(*args, "--max_train_samples", 39, output_dir=tmp_path / "out")
+    assert "examples" in message and "this one has 39" in message
+    assert "seed 42" in refused(*args, "--seed", 7, output_dir=tmp_path / "out")
+
+
+def test_drop_last_that_leaves_nothing(flags, refused, tmp_path):
+    (tmp_path / "out").mkdir()
+    args = [*flags(), "--dataloader_drop_last", "--per_device_train_batch_size", 1000]
+    message = refused(*args, output_dir=tmp_path / "out")
+    assert "--dataloader_drop_last leaves nothing of 40 examples: an update takes 1,000" in message
+
+
+# Damaged checkpoints
+
+
+def test_damaged_checkpoints_are_skipped_and_named(flags, refused, tmp_path, caplog, monkeypatch):
+    args = flags()
+    run_clm.main(["--output_dir", str(tmp_path / "twin"), *args])
+    run_clm.main(["--output_dir", str(tmp_path / "out"), *args, "--save_total_limit", "9"])
+    folder = tmp_path / "out"
+    newest, before = (folder / name for name in sorted(checkpoints(folder), key=lambda name: int(name[11:]))[:-3:-1])
+    parts = [path for path in newest.iterdir() if path.is_file()]
+    assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state.pth"} <= {
+        path.name for path in parts
+    }
+    training_args = run_clm.parse_arguments(run_clm.LMTrainingArguments, args=["--output_dir", str(folder)])[0]
+    for path in parts:
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+        caplog.clear()
+        assert run_clm.find_checkpoint(training_args) == str(before)
+        skipped = [record.getMessage() for record in caplog.records if "is damaged" in record.getMessage()]
+        assert len(skipped) == 1 and str(newest) in skipped[0] and path.name in skipped[0]
+        if path.name != "run_args.yaml":
+            message = refused(*args, "--resume_from_checkpoint", newest)
+            assert f"--resume_from_checkpoint {newest} is damaged: {path.name}" in message
+        path.write_bytes(content)
+    (newest / "optimizer.pt").write_bytes(b"")
+    run_clm.main(["--output_dir", str(folder), *args, "--save_total_limit", "1"])
+    assert_same_run(folder, tmp_path / "twin")
+    assert checkpoints(folder) == [newest.name] and damage(newest) is None  # replaced by a whole one
+    (newest / "scheduler.pt").unlink()
+    message = refused(*args, output_dir=folder)
+    assert "scheduler.pt is missing" in message and "--overwrite_output_dir" in message
+
+
+# A full disk
+
+
+@pytest.mark.parametrize(
+    ("part", "num_processes"), [("model.safetensors", 1), ("optimizer.pt", 1), ("optimizer.pt", 2)]
+)
+def test_disk_full(part, num_processes, flags, forked, tmp_path, capsys):
+    """The operating system refuses to write files beyond a size, in the middle of the third checkpoint."""
+
+    def fill_disk():
+        size = (tmp_path / "out" / "checkpoint-6" / part).stat().st_size // 2
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    args = [*flags(), "--save_total_limit", "1"]
+    run = forked(run_clm, tmp_path / "out", *args, num_processes=num_processes, patch=at_step(7, fill_disk))
+    assert run.wait() == [1] * num_processes, run.output
+    assert checkpoints(tmp_path / "out") == ["checkpoint-6"]
+    assert damage(tmp_path / "out" / "checkpoint-6") is None
+    assert "Traceback" not in run.output
+    lines = [line for line in run.output.splitlines() if line.startswith("run_clm.py: ")]
+    assert len(lines) == 1 and "checkpoint-9 could not be saved: " in lines[0]
+    assert "checkpoint-6 is as it was; make room and start again" in lines[0]
+    assert re.search("File too large|PytorchStreamWriter|inline_container", lines[0])
+
+
+# Stopped
+
+
+@pytest.mark.parametrize(
+    ("number", "step", "workers", "num_processes"),
+    [
+        (signal.SIGTERM, 4, 0, 1),
+        (signal.SIGINT, 7, 2, 1),
+        (signal.SIGTERM, 5, 0, 2),
+    ],
+)
+def test_signal_ends_in_good_order(number, step, workers, num_processes, flags, forked, tmp_path):
+    """To any process: the step is finished and saved; the command that is printed goes on."""
+    args = [*flags(), "--dataloader_num_workers", workers, "--save_strategy", "no"]
+    # To its group: the workers of the dataloader receive it as well.
+    patch = at_step(step, lambda: os.killpg(0, number), of_rank=num_processes - 1)
+    run = forked(run_clm, tmp_path / "out", *args, patch=patch, num_processes=num_processes)
+    assert run.wait() == [128 + number] * num_processes, run.output
+    assert checkpoints(tmp_path / "out") == [f"checkpoint-{step + 1}"]
+    assert "Traceback" not in run.output
+    assert f"stopped by {number.name}; step {step + 1} is saved in {tmp_path / 'out'}" in run.output
+    commands = re.findall("^run_clm.py: to go on: (.*)$", run.output, re.MULTILINE)
+    assert len(commands) == 1
+    words = shlex.split(commands[0])
+    assert words == ["python", str(ROOT / "run_clm.py"), "--output_dir", str(tmp_path / "out"), *map(str, args)]
+    if num_processes == 1:
+        run_clm.main(words[2:])
+        run_clm.main(["--output_dir", str(tmp_path / "twin"), *map(str, args)])
+        assert_same_run(tmp_path / "out", tmp_path / "twin")
+
+
+def test_second_interrupt_ends_at_once(flags, forked, tmp_path):
+    def interrupt_twice():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    run = forked(run_clm, tmp_path / "out", *flags(), patch=at_step(4, interrupt_twice))
+    assert run.wait() == [-signal.SIGINT]
+    assert checkpoints(tmp_path / "out") == ["checkpoint-3"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+def test_signal_before_the_training_ends_at_once(number, code, flags, forked, tmp_path):
+    def patch(monkeypatch, rank):
+        monkeypatch.setattr(run_clm, "load_tokenizer", lambda *args: os.kill(os.getpid(), number))
+
+    run = forked(run_clm, tmp_path / "out", *flags(), patch=patch)
+    assert run.wait() == [code], run.output
+    assert not (tmp_path / "out").exists() and "Traceback" not in run.output
+
+
+def test_time_is_up(flags, forked, tmp_path):
+    num_processes = 2
+    args = [*flags(), "--overwrite_output_dir", "--max_train_hours", "1e-9"]
+    run = forked(run_clm, tmp_path / "out", *args, num_processes=num_processes)
+    assert run.wait() == [75] * num_processes, run.output
+    assert checkpoints(tmp_path / "out") == ["checkpoint-1"]
+    assert run.output.count("the time of --max_train_hours is up; step 1 is saved") == 1
+    command = shlex.split(re.search("to go on: (.*)", run.output)[1])
+    assert command[-2:] == ["--overwrite_output_dir", "false"]  # it would start anew
+    run = forked(run_clm, *command[3:], num_processes=num_processes)
+    assert run.wait() == [75] * num_processes, run.output
+    assert checkpoints(tmp_path / "out") == ["checkpoint-1", "checkpoint-2"]
+
+
+def test_evaluation_that_is_cut_short_is_made_up_for(flags, forked, tmp_path):
+    """The best checkpoint is the twin's, also where its evaluation was due when the run ended."""
+    args = [*flags(), "--do_eval", "--eval_strategy", "steps", "--eval_steps", "3", "--max_eval_samples", "9"]
+    args += ["--load_best_model_at_end", "--learning_rate", "0.1"]
+    run_clm.main(["--output_dir", str(tmp_path / "twin"), *args])
+    twin = json.loads((tmp_path / "twin" / "trainer_state.json").read_text())
+    best = twin["best_global_step"]
+
+    def patch(monkeypatch, rank):
+        plain = LMTrainer._sum_over
+
+        def sum_over(self, *args):
+            if self.state.global_step == best and self.is_in_train:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return plain(self, *args)
+
+        monkeypatch.setattr(LMTrainer, "_sum_over", sum_over)
+
+    run = forked(run_clm, tmp_path / "out", *args, patch=patch)
+    assert run.wait() == [143], run.output
+    assert facts_of(tmp_path / "out" / f"checkpoint-{best}")["evaluation_is_due"]
+    run = forked(run_clm, tmp_path / "out", *args, patch=patch)  # again, while it makes up for it
+    assert run.wait() == [143], run.output
+    run_clm.main(["--output_dir", str(tmp_path / "out"), *args])
+    assert_same_run(tmp_path / "out", tmp_path / "twin")
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    for key in ("best_metric", "best_global_step"):
+        assert state[key] == twin[key]
+    losses, twin_losses = ([log["eval_loss"] for log in s["log_history"] if "eval_loss" in log] for s in (state, twin))
+    assert losses == twin_losses
+
+
+def test_stop_in_the_last_update_of_an_epoch(flags, forked, tmp_path):
+    """What is due at the end of an epoch is done, once."""
+    args = [*flags(), "--do_eval", "--eval_strategy", "epoch", "--save_strategy", "epoch", "--load_best_model_at_end"]
+    run_clm.main(["--output_dir", str(tmp_path / "twin"), *args])
+    twin = json.loads((tmp_path / "twin" / "trainer_state.json").read_text())
+    run = forked(run_clm, tmp_path / "out", *args, patch=at_step(9, signal_oneself(signal.SIGTERM)))
+    assert run.wait() == [143], run.output
+    run_clm.main(["--output_dir", str(tmp_path / "out"), *args])
+    assert_same_run(tmp_path / "out", tmp_path / "twin")
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    evaluated = [[log["step"] for log in s["log_history"] if "eval_loss" in log] for s in (state, twin)]
+    assert evaluated[0] == evaluated[1]
+
+
+def test_torchrun(flags, tmp_path):
+    """SIGTERM to one process of a real job: both save and end with 143, and the launcher's command is printed."""
+    args = [*flags(), "--num_train_epochs", "1000", "--output_dir", str(tmp_path / "out")]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    job = subprocess.Popen(
+        [*launcher, "run_clm.py", *args], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        lines = []
+        for line in job.stdout:
+            lines.append(line)
+            if " | loss " in line or not line:
+                break
+        assert " | loss " in lines[-1], "".join(lines)
+        children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+        os.kill(int(children[-1]), signal.SIGTERM)
+        output = "".join(lines) + job.communicate(timeout=SECONDS)[0]
+    finally:
+        job.kill()
+    assert job.returncode == 1  # torchrun's own, whatever its processes return
+    assert "exitcode: 143" in output or "exitcode  : 143" in output, output
+    step = int(re.search(r"stopped by SIGTERM; step ([\d,]+) is saved", output)[1].replace(",", ""))
+    assert f"checkpoint-{step}" in checkpoints(tmp_path / "out")
+    assert damage(tmp_path / "out" / f"checkpoint-{step}") is None
+    commands = re.findall("^run_clm.py: to go on: (.*)$", output, re.MULTILINE)
+    assert [shlex.split(command) for command in commands] == [[*launcher, "run_clm.py", *args]]
+
+
+# Diverged
+
+
+@pytest.mark.parametrize(("what", "num_processes"), [("loss", 2), ("weights", 1)])
+def test_divergence_ends_the_run(what, num_processes, flags, forked, tmp_path):
+    """From the fifth update on (in one process); nothing of it is saved."""
+
+    def patch(monkeypatch, rank):
+        plain = LMTrainer.compute_loss
+
+        def compute_loss(self, *args, **kwargs):
+            if self.state.global_step >= 4 and rank == num_processes - 1:
+                if what == "weights":
+                    next(self.model.parameters()).data[0] = torch.inf
+                return plain(self, *args, **kwargs) * torch.nan
+            return plain(self, *args, **kwargs)
+
+        monkeypatch.setattr(LMTrainer, "compute_loss", compute_loss)
+
+    args = [*flags(), "--save_steps", 3 if what == "weights" else 4]
+    run = forked(run_clm, tmp_path / "out", *args, patch=patch, num_processes=num_processes)
+    assert run.wait() == [1] * num_processes, run.output
+    (name,) = checkpoints(tmp_path / "out")
+    step, cause = (6, "weights are") if what == "weights" else (7, "loss or gradients are")
+    line = next(line for line in run.output.splitlines() if "diverged" in line)
+    assert line.startswith(f"run_clm.py: step {step}: the training has diverged: {cause} NaN or infinite")
+    assert f"the last good checkpoint is {tmp_path / 'out' / name}" in line
+    assert re.search(r"learning rate 0\.0\d+", line)
+    assert run.output.count("diverged") == 1 and "to go on" not in run.output
+
+
+def test_divergence_in_the_last_updates_is_not_saved(flags, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        run_clm.main(["--output_dir", str(tmp_path / "out"), *flags(), "--max_steps", "2", "--learning_rate", "1e38"])
+    assert end.value.code == 1
+    assert "there is no checkpoint yet" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "model.safetensors").exists() and not checkpoints(tmp_path / "out")
+
+
+# Flags
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("--learning_rate -1", ["--learning_rate -1"]),
+        ("--learning_rate nan", ["--learning_rate nan"]),
+        ("--max_train_hours 0", ["--max_train_hours 0", "leave it out"]),
+        ("--metric_for_best_model bleu", ["--metric_for_best_model bleu", "eval_loss"]),
+    ],
+)
+def test_refused_flags(words, named, flags, refused):
+    message = refused(*flags(), *words.split())
+    for part in named:
+        assert part in message

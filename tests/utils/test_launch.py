@@ -1,0 +1,144 @@
+"""utils/launch.py: processes are started together, end together, and one of them says why."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from utils.launch import launch
+
+
+JOB = """
+import os, signal, sys, time
+from pathlib import Path
+
+rank, folder = int(os.environ["RANK"]), Path(sys.argv[1])
+
+def end_well(number, frame):
+    (folder / f"saved-{rank}").write_text(str(number))
+    sys.exit(128 + number)
+
+def wait_for_the_end():
+    (folder / f"ready-{rank}").touch()
+    while True:
+        signal.pause()
+
+"""
+
+
+def run_launcher(folder: Path, num_processes: int) -> None:
+    for stream, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), stream)
+    sys.stderr = os.fdopen(2, "w")
+    tempfile.tempdir = str(folder)
+    sys.exit(launch([str(folder / "job.py"), str(folder)], num_processes))
+
+
+@pytest.fixture
+def job(tmp_path):
+    """`job(body, num_processes)` starts a process that launches a script of that body, and returns it."""
+    started = []
+
+    def start(body: str, num_processes: int = 2) -> multiprocessing.Process:
+        (tmp_path / "job.py").write_text(JOB + body)
+        # A fork has torch already, which takes seconds to import.
+        process = multiprocessing.get_context("fork").Process(target=run_launcher, args=(tmp_path, num_processes))
+        process.start()
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+def end_of(process: multiprocessing.Process, tmp_path: Path) -> tuple[int, str]:
+    """The exit code, and what was written to the terminal."""
+    process.join(timeout=120)
+    return process.exitcode, (tmp_path / "out").read_text() + (tmp_path / "err").read_text()
+
+
+def wait_until_ready(tmp_path, num_processes: int = 2) -> None:
+    while len(list(tmp_path.glob("ready-*"))) < num_processes:
+        os.sched_yield()
+
+
+def test_environment_is_that_of_torchrun(job, tmp_path):
+    body = """
+names = "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR TORCHELASTIC_RUN_ID".split()
+(folder / f"env-{rank}").write_text(" ".join(os.environ[name] for name in names))
+import torch.distributed
+torch.distributed.init_process_group("gloo")
+(folder / f"size-{rank}").write_text(str(torch.distributed.get_world_size()))
+torch.distributed.destroy_process_group()
+"""
+    assert end_of(job(body), tmp_path) == (0, "")
+    first, second = ((tmp_path / f"env-{rank}").read_text().split() for rank in range(2))
+    assert first[:5] == ["0", "0", "2", "2", "localhost"] and second[:5] == ["1", "1", "2", "2", "localhost"]
+    assert first[5] == second[5]
+    assert [(tmp_path / f"size-{rank}").read_text() for rank in range(2)] == ["2", "2"]
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]  # nothing is left in the temporary folder
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_reaches_all_and_all_may_save(job, tmp_path, number):
+    process = job(
+        "signal.signal(signal.SIGTERM, end_well); signal.signal(signal.SIGINT, end_well); wait_for_the_end()"
+    )
+    wait_until_ready(tmp_path)
+    os.kill(process.pid, number)
+    assert end_of(process, tmp_path) == (128 + number, "")
+    assert [(tmp_path / f"saved-{rank}").read_text() for rank in range(2)] == [str(int(number))] * 2
+
+
+def test_a_second_signal_kills(job, tmp_path):
+    process = job("signal.signal(signal.SIGINT, lambda *_: (folder / f'asked-{rank}').touch()); wait_for_the_end()")
+    wait_until_ready(tmp_path)
+    os.kill(process.pid, signal.SIGINT)
+    while len(list(tmp_path.glob("asked-*"))) < 2:
+        os.sched_yield()
+    os.kill(process.pid, signal.SIGINT)
+    assert end_of(process, tmp_path) == (128 + signal.SIGKILL, "")
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "line"),
+    [
+        ("sys.exit(3)", 3, ""),
+        ("os.kill(os.getpid(), signal.SIGKILL)", 137, "error: a process was ended by SIGKILL"),
+        ("os.kill(os.getpid(), signal.SIGTERM)", 143, ""),
+    ],
+)
+def test_one_that_ends_ends_them_all(job, tmp_path, end, code, line):
+    """With its code; the other one has the time to save."""
+    body = f"""
+signal.signal(signal.SIGTERM, signal.SIG_DFL if rank else end_well)
+if rank == 1:
+    while not (folder / "ready-0").exists():
+        os.sched_yield()
+    {end}
+wait_for_the_end()
+"""
+    exit_code, written = end_of(job(body), tmp_path)
+    assert exit_code == code
+    assert (tmp_path / "saved-0").read_text() == str(int(signal.SIGTERM))
+    assert written.startswith(line) and len(written.splitlines()) == (1 if line else 0)
+
+
+FAILURE = """
+sys.path.insert(0, {root!r})
+from utils.launch import first_to_fail
+with first_to_fail() as is_first:
+    if is_first:
+        print("what went wrong", file=sys.stderr)
+sys.exit(2)
+"""
+
+
+def test_the_first_to_fail_says_why(job, tmp_path):
+    assert end_of(job(FAILURE.format(root=str(ROOT)), 3), tmp_path) == (2, "what went wrong\n")
