@@ -5,11 +5,11 @@ import os
 from dataclasses import dataclass, field
 
 import torch
-from transformers import TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import is_liger_kernel_available, is_torch_bf16_gpu_available, is_torch_tf32_available
 
 from utils.command_line import UsageError
+from utils.transformers_lines import LineTrainingArguments
 
 
 logger = logging.getLogger(__name__)
@@ -259,7 +259,7 @@ class MaskingArguments:
 
 
 @dataclass
-class LMTrainingArguments(TrainingArguments):
+class LMTrainingArguments(LineTrainingArguments):
     """transformers' TrainingArguments with the defaults of this suite.
 
     Its checks raise ValueError, which the command line turns into one line.
@@ -308,7 +308,7 @@ class LMTrainingArguments(TrainingArguments):
         metadata={"help": "Where logs go besides the terminal: tensorboard (default), wandb, mlflow, ..., none, all."},
     )
     optim: str = field(
-        default=TrainingArguments.default_optim,
+        default=LineTrainingArguments.default_optim,
         metadata={
             "help": "The optimizer: any of transformers', e.g. adamw_torch or adafactor, or lamb, for large batches "
             "(You et al. 2020)."
@@ -345,8 +345,8 @@ class LMTrainingArguments(TrainingArguments):
             raise UsageError("--use_liger_kernel: the package is missing; pip install liger-kernel")
         if not self.save_safetensors:
             raise UsageError("--save_safetensors false: this suite writes no pickles; leave it out")
-        if self._n_gpu > 1:
-            logger.warning("one of the %d GPUs is used; for all of them: torchrun --nproc_per_node auto", self._n_gpu)
+        if self.n_gpu > 1:
+            logger.warning("one of the %d GPUs is used; for all of them: torchrun --nproc_per_node auto", self.n_gpu)
             self._n_gpu = 1  # never DataParallel
         if not self.average_tokens_across_devices:
             raise UsageError("--average_tokens_across_devices false: losses are always means over all tokens here")

@@ -20,6 +20,8 @@ import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
+from utils.transformers_lines import FLAGS_OF_THE_OTHER_LINE
+
 
 class UsageError(ValueError):
     """A mistake that the user can mend. The message is one line that names the flag or file and the way out."""
@@ -120,8 +122,11 @@ class _FlagParser(HfArgumentParser):
         return vars(namespace)
 
     def nearest(self, flag: str) -> str:
-        """` (did you mean --real_flag?)`, or nothing where no flag is near."""
-        close = difflib.get_close_matches(flag.split("=")[0], self._option_string_actions, n=1)
+        """` (did you mean --real_flag?)`, or what to do about a flag that only the other line of transformers has."""
+        name = flag.split("=")[0]
+        if name in FLAGS_OF_THE_OTHER_LINE:
+            return f" in transformers {transformers.__version__}: {FLAGS_OF_THE_OTHER_LINE[name]}"
+        close = difflib.get_close_matches(name, self._option_string_actions, n=1)
         return f" (did you mean {close[0]}?)" if close else " (--help lists the flags)"
 
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 import torch
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer
 from transformers.trainer_callback import (
     ExportableState,
     PrinterCallback,
@@ -26,6 +25,7 @@ from utils.modeling import sums_loss
 from utils.output_dir import clear_output_dir, our_checkpoints, write_run_args
 from utils.progress import progress
 from utils.training_log import LogLines, ProgressBar
+from utils.transformers_lines import LineTrainer
 
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class EpochSetter(TrainerCallback):
             train_dataloader.dataset.set_epoch(train_dataloader.iteration)
 
 
-class LMTrainer(Trainer):
+class LMTrainer(LineTrainer):
     """A Trainer whose numbers are exact.
 
     - The loss of an update is the sum over all its targets, of all processes and accumulation steps, divided by their
@@ -161,7 +161,7 @@ class LMTrainer(Trainer):
     def get_optimizer_cls_and_kwargs(args: LMTrainingArguments, model=None) -> tuple[type, dict]:
         """As Trainer's, and LAMB for `--optim lamb`."""
         if args.optim != "lamb":
-            return Trainer.get_optimizer_cls_and_kwargs(args, model)
+            return LineTrainer.get_optimizer_cls_and_kwargs(args, model)
         from pytorch_optimizer import Lamb  # here, since it takes a second and few runs need it
 
         # As in the paper (You et al. 2020, algorithm 2): weight decay is part of the update whose norm is compared
@@ -193,10 +193,8 @@ class LMTrainer(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
         if not batch_samples:
             return None
-        count = super()._get_num_items_in_batch
-        return torch.stack(
-            [count([{"labels": batch[labels]} for batch in batch_samples], device) for labels in self.losses.values()]
-        )
+        counts = [sum(batch[labels].ne(-100).sum() for batch in batch_samples) for labels in self.losses.values()]
+        return self.accelerator.reduce(torch.stack(counts).to(device), "sum")
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         """The summed loss of this micro-batch over the number of targets of the whole update; of several, their sum.
