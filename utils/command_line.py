@@ -157,6 +157,8 @@ def _flags_in_file(path: Path, parser: _FlagParser) -> list[str]:
 def _set_up_logging() -> None:
     """Our lines from INFO on by the first process, errors alone by the others; the libraries' from WARNING on."""
     logging.basicConfig(format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    if not sys.stderr.isatty():
+        transformers.logging.disable_progress_bar()
     is_main_process = int(os.environ.get("RANK", 0)) == 0
     logging.getLogger("utils").setLevel(logging.INFO if is_main_process else logging.ERROR)
     logging.getLogger("utils.progress").setLevel(logging.INFO)  # of whichever process does the work for all

@@ -25,7 +25,7 @@ from utils.modeling import sums_loss
 from utils.output_dir import clear_output_dir, our_checkpoints, write_run_args
 from utils.progress import progress
 from utils.training_log import LogLines, ProgressBar
-from utils.transformers_lines import LineTrainer
+from utils.transformers_lines import LineTrainer, save_tokenizer
 
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class EpochSetter(TrainerCallback):
 
     def on_epoch_begin(self, args, state, control, train_dataloader, **kwargs):
         if hasattr(train_dataloader.dataset, "set_epoch"):
-            train_dataloader.dataset.set_epoch(train_dataloader.iteration)
+            train_dataloader.dataset.set_epoch(int(state.epoch or 0))
 
 
 class LMTrainer(LineTrainer):
@@ -376,7 +376,7 @@ class LMTrainer(LineTrainer):
             model.save_pretrained(output_dir, state_dict=state_dict)
         else:
             save_adapter(model, self.adapter, output_dir)
-        self.processing_class.save_pretrained(output_dir)
+        save_tokenizer(self.processing_class, output_dir)
         write_run_args(output_dir, self.args.run_args)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:

@@ -9,16 +9,24 @@ import os
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import transformers
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.integrations import TensorBoardCallback
-from transformers.integrations.integration_utils import default_logdir
 
 
 IS_LINE_5 = int(transformers.__version__.split(".")[0]) >= 5
 
 if IS_LINE_5:
+    from transformers.integrations.integration_utils import default_logdir
+
+    # The newest `adapters`, 1.3.0, cannot be imported beside transformers 5.
+    WHY_NO_ADAPTERS = (
+        f"the library `adapters` needs transformers 4.57.6, this is {transformers.__version__}; in an environment of "
+        "its own: pip install -r requirements.txt"
+    )
+
     # Flags of 4.57 that 5 has no more, and no other way to say the same in this suite than the one named here.
     FLAGS_OF_THE_OTHER_LINE = {
         "--no_cuda": "use --use_cpu",
@@ -71,15 +79,15 @@ if IS_LINE_5:
         )
 
         def __post_init__(self):
+            if self.fsdp_config is not None and not self.fsdp:
+                raise ValueError("--fsdp_config goes with --fsdp")  # 5 would not even read it
             super().__post_init__()
             if not 0 <= self.warmup_ratio <= 1:
                 raise ValueError("warmup_ratio must lie in range [0,1]")
             if self.group_by_length:
                 self.train_sampling_strategy = "group_by_length"
             self.group_by_length = self.train_sampling_strategy == "group_by_length"
-            self.logging_dir = os.path.expanduser(
-                self.logging_dir or os.path.join(self.output_dir, default_logdir())
-            )
+            self.logging_dir = os.path.expanduser(self.logging_dir or os.path.join(self.output_dir, default_logdir()))
 
         def get_warmup_steps(self, num_training_steps: int) -> int:
             if self.warmup_steps == 0:
@@ -90,9 +98,12 @@ if IS_LINE_5:
         """5 has functions where 4.57 has methods of Trainer, and has defaults that this suite does without."""
 
         def __init__(self, model, args: TrainingArguments, **kwargs):
-            use_cache = model.config.use_cache
+            config = vars(model.config)
+            of_cache = {name: config[name] for name in config.keys() & {"use_cache"}}  # not all models have one
             super().__init__(model=model, args=args, **kwargs)
-            model.config.use_cache = use_cache  # 5 switches it off, also in the config.json that is saved
+            del config["use_cache"]  # 5 switches it off, also in the config.json that is saved
+            config |= of_cache
+            self.state.epoch = None  # 5 would put "epoch 0" into the results of an evaluation alone
             for callback in self.callback_handler.callbacks:
                 if isinstance(callback, TensorBoardCallback):
                     callback.logging_dir = args.logging_dir  # 5 without a training: runs/ of the current folder
@@ -104,6 +115,13 @@ if IS_LINE_5:
             with _replaced(transformers.trainer, align | sort), _replaced(transformers.trainer_utils, sort):
                 return super().train(*args, **kwargs)
 
+    def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str) -> None:
+        """Save it under the name that 4.57 has for its class, which 5 knows as well: both lines load it."""
+        tokenizer.save_pretrained(folder)
+        path = Path(folder) / "tokenizer_config.json"
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text.replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"'), encoding="utf-8")
+
     @contextlib.contextmanager
     def _replaced(module: types.ModuleType, functions: dict[str, Callable]) -> Iterator[None]:
         originals = {name: getattr(module, name) for name in functions}
@@ -114,6 +132,8 @@ if IS_LINE_5:
             vars(module).update(originals)
 
 else:
+    WHY_NO_ADAPTERS = None
+
     FLAGS_OF_THE_OTHER_LINE = {
         "--activation_checkpointing": "use --gradient_checkpointing",
         "--activation_checkpointing_kwargs": "use --gradient_checkpointing_kwargs",
@@ -122,3 +142,8 @@ else:
     }
     LineTrainingArguments = TrainingArguments
     LineTrainer = Trainer
+    # The class of tokenizers that 5 saves, under which AutoTokenizer looks for it.
+    transformers.TokenizersBackend = transformers.PreTrainedTokenizerFast
+
+    def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str) -> None:
+        tokenizer.save_pretrained(folder)
