@@ -12,7 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import transformers
-from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import (
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+)
 from transformers.integrations import TensorBoardCallback
 
 
@@ -115,13 +122,6 @@ if IS_LINE_5:
             with _replaced(transformers.trainer, align | sort), _replaced(transformers.trainer_utils, sort):
                 return super().train(*args, **kwargs)
 
-    def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str) -> None:
-        """Save it under the name that 4.57 has for its class, which 5 knows as well: both lines load it."""
-        tokenizer.save_pretrained(folder)
-        path = Path(folder) / "tokenizer_config.json"
-        text = path.read_text(encoding="utf-8")
-        path.write_text(text.replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"'), encoding="utf-8")
-
     @contextlib.contextmanager
     def _replaced(module: types.ModuleType, functions: dict[str, Callable]) -> Iterator[None]:
         originals = {name: getattr(module, name) for name in functions}
@@ -142,8 +142,16 @@ else:
     }
     LineTrainingArguments = TrainingArguments
     LineTrainer = Trainer
-    # The class of tokenizers that 5 saves, under which AutoTokenizer looks for it.
-    transformers.TokenizersBackend = transformers.PreTrainedTokenizerFast
 
-    def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str) -> None:
-        tokenizer.save_pretrained(folder)
+    class TokenizersBackend(PreTrainedTokenizerFast):
+        """The name that 5 has, and saves, for this class."""
+
+    AutoTokenizer.register(PretrainedConfig, fast_tokenizer_class=TokenizersBackend)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str) -> None:
+    """Save it so that transformers of either line loads it: under 4.57's name for its class, which 5 knows too."""
+    tokenizer.save_pretrained(folder)
+    path = Path(folder) / "tokenizer_config.json"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"'), encoding="utf-8")
