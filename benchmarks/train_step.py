@@ -274,8 +274,9 @@ def causal_lm(flags: argparse.Namespace, folder: Path) -> Contest:
             preprocess_logits_for_metrics=most_likely,
         )
 
-    # transformers (4.57 of all models, 5 still of GPT-2) divides the summed loss by the number of labels before the shift, the first of each block
-    # included, which nothing predicts: its losses are (block_size - 1) / block_size of the mean over the targets.
+    # transformers (4.57 of all models, 5 still of GPT-2) divides the summed loss by the number of labels before the
+    # shift, the first of each block included, which nothing predicts: its losses are (block_size - 1) / block_size of
+    # the mean over the targets.
     return Contest({"ours": ours, "textbook": textbook}, flags.block_size / (flags.block_size - 1))
 
 
