@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import (
 from utils.adapter_arguments import AdapterArguments, check_adapter_arguments
 from utils.adapter_setup import add_adapter, save_merged_model, usage_snippet
 from utils.arguments import DataArguments, LMTrainingArguments, ModelArguments
+from utils.block_stream import make_blocks
 from utils.blocks import PackedBlocks, require_one_block
 from utils.collators import CausalLMCollator
 from utils.command_line import UsageError, entry_point, parse_arguments
@@ -109,8 +110,9 @@ def main(args: list[str] | None = None) -> None:
             description=split,
             append_eos=clm_args.append_eos,
             with_token_bytes=split == "validation",
+            num_tokens_needed=max_samples[split] and max_samples[split] * block_size,
         )
-        blocks[split] = PackedBlocks(tokens, block_size, max_samples[split])
+        blocks[split] = make_blocks(PackedBlocks, tokens, block_size, max_samples[split])
     if training_args.do_eval:
         require_one_block(blocks["validation"])
     if data_args.preprocess_only:
@@ -128,7 +130,7 @@ def main(args: list[str] | None = None) -> None:
     use_maskless_attention(model)
 
     # Collator: each token but a block's first is a target
-    data_collator = CausalLMCollator(tokenizer)
+    data_collator = CausalLMCollator(tokenizer, pad_to_length=block_size if data_args.pad_to_max_length else None)
 
     # Trainer
     trainer = LMTrainer(
@@ -164,7 +166,8 @@ def main(args: list[str] | None = None) -> None:
             snippet = SNIPPET if adapter is None else usage_snippet(adapter, model, AutoModelForCausalLM)
             write_model_card(trainer, model_args, data_args, results, "text-generation", OBJECTIVE, snippet)
         if clm_args.sample_tokens:
-            print(sample_text(model, tokenizer, clm_args.sample_tokens, list(blocks.values())[-1][0]["input_ids"]))
+            first_block = next(iter(list(blocks.values())[-1]))
+            print(sample_text(model, tokenizer, clm_args.sample_tokens, first_block["input_ids"]))
         if adapter_args.merge_adapter:
             save_merged_model(model, adapter, tokenizer, training_args.output_dir)
         print_summary(results, training_args.output_dir)

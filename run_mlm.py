@@ -15,6 +15,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from utils.adapter_arguments import AdapterArguments, check_adapter_arguments
 from utils.adapter_setup import add_adapter, save_merged_model, usage_snippet
 from utils.arguments import DataArguments, LMTrainingArguments, MaskingArguments, ModelArguments
+from utils.block_stream import make_blocks
 from utils.blocks import FramedBlocks, LineBlocks, LineByLineArguments, require_one_block
 from utils.collators import MaskedLMCollator
 from utils.command_line import entry_point, parse_arguments
@@ -31,10 +32,6 @@ from utils.trainer import LMTrainer, load_metric
 @dataclass
 class MaskedLMArguments(LineByLineArguments, MaskingArguments):
     """The flags of this script: how tokens are masked, and what an example is."""
-
-    def __post_init__(self):
-        LineByLineArguments.__post_init__(self)
-        MaskingArguments.__post_init__(self)
 
 
 # Wav2Vec2 hears and Perceiver sees, though transformers lists them.
@@ -84,10 +81,11 @@ def main(args: list[str] | None = None) -> None:
             cache_dir=model_args.cache_dir,
             description=split,
             add_special_tokens=False,
+            num_tokens_needed=max_samples[split] and max_samples[split] * block_size,
             with_word_starts=mlm_args.whole_word_mask,
         )
         blocks_class = LineBlocks if mlm_args.line_by_line else FramedBlocks
-        blocks[split] = blocks_class(tokens, block_size, frame_of(tokenizer), max_samples[split])
+        blocks[split] = make_blocks(blocks_class, tokens, block_size, frame_of(tokenizer), max_samples[split])
     if training_args.do_eval and not mlm_args.line_by_line:
         require_one_block(blocks["validation"])
     if data_args.preprocess_only:
@@ -111,7 +109,7 @@ def main(args: list[str] | None = None) -> None:
         mask_replace_prob=mlm_args.mask_replace_prob,
         random_replace_prob=mlm_args.random_replace_prob,
         whole_word_mask=mlm_args.whole_word_mask,
-        pad_to_length=block_size if mlm_args.pad_to_max_length else None,
+        pad_to_length=block_size if data_args.pad_to_max_length else None,
     )
 
     # Trainer

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, set_seed
 from utils.adapter_arguments import AdapterArguments, check_adapter_arguments
 from utils.adapter_setup import add_adapter, save_merged_model, usage_snippet
 from utils.arguments import DataArguments, LMTrainingArguments, ModelArguments
+from utils.block_stream import make_blocks
 from utils.blocks import FramedBlocks, LineBlocks, LineByLineArguments, require_one_block
 from utils.collators import PermutationLMCollator
 from utils.command_line import UsageError, entry_point, parse_arguments
@@ -42,7 +43,6 @@ class PermutationLMArguments(LineByLineArguments):
     )
 
     def __post_init__(self):
-        super().__post_init__()
         if not 0 < self.plm_probability <= 1:
             raise UsageError(f"--plm_probability {self.plm_probability}: give a number above 0, at most 1")
         if self.max_span_length < 1:
@@ -99,9 +99,10 @@ def main(args: list[str] | None = None) -> None:
             cache_dir=model_args.cache_dir,
             description=split,
             add_special_tokens=False,
+            num_tokens_needed=max_samples[split] and max_samples[split] * block_size,
         )
         blocks_class = LineBlocks if plm_args.line_by_line else FramedBlocks
-        blocks[split] = blocks_class(tokens, block_size, frame_of(tokenizer), max_samples[split])
+        blocks[split] = make_blocks(blocks_class, tokens, block_size, frame_of(tokenizer), max_samples[split])
     if training_args.do_eval and not plm_args.line_by_line:
         require_one_block(blocks["validation"])
     if data_args.preprocess_only:
@@ -124,7 +125,7 @@ def main(args: list[str] | None = None) -> None:
         seed=training_args.seed,
         plm_probability=plm_args.plm_probability,
         max_span_length=plm_args.max_span_length,
-        pad_to_length=block_size if plm_args.pad_to_max_length else None,
+        pad_to_length=block_size if data_args.pad_to_max_length else None,
     )
 
     # Trainer

@@ -16,6 +16,7 @@ from transformers import AutoModelForPreTraining, set_seed
 from utils.adapter_arguments import AdapterArguments, check_adapter_arguments
 from utils.adapter_setup import add_adapter, save_merged_model, usage_snippet
 from utils.arguments import DataArguments, LMTrainingArguments, MaskingArguments, ModelArguments
+from utils.block_stream import make_blocks
 from utils.collators import PretrainingCollator
 from utils.command_line import UsageError, entry_point, parse_arguments
 from utils.corpus import load_corpus
@@ -186,12 +187,14 @@ def main(args: list[str] | None = None) -> None:
     for split, rows in raw_datasets.items():
         options = {"seed": training_args.seed, "max_pairs": max_samples[split]}
         if source == "documents":
-            blocks[split] = SentencePairs(
+            blocks[split] = make_blocks(
+                SentencePairs,
                 tokenize(
                     rows,
                     document_text=document_text,
                     description=split,
                     segmenter=Segmenter(pair_args.segment_by, pair_args.sentence_language),
+                    num_tokens_needed=max_samples[split] and max_samples[split] * block_size,
                 ),
                 block_size,
                 tokenizer,
@@ -233,6 +236,7 @@ def main(args: list[str] | None = None) -> None:
         mask_replace_prob=pair_args.mask_replace_prob,
         random_replace_prob=pair_args.random_replace_prob,
         whole_word_mask=pair_args.whole_word_mask,
+        pad_to_length=block_size if data_args.pad_to_max_length else None,
     )
 
     # Trainer

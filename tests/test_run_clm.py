@@ -56,10 +56,10 @@ def test_evaluation_is_exact_at_any_batch_size(kind, checkpoint, validation_file
     folder = checkpoint(kind)
     expected = reference(folder, validation_file, block_size=16)
     assert expected["eval_tokens"] % 15 != 0  # the last block is short
-    for batch_size in (1, 7, 32):
+    for batch_size, *padding in ((1,), (7,), (32,), (1, "--pad_to_max_length")):
         results = run(
             tmp_path / f"out{batch_size}", "--model_name_or_path", folder, "--validation_file", validation_file,
-            "--do_eval", "--block_size", 16, "--per_device_eval_batch_size", batch_size,
+            "--do_eval", "--block_size", 16, "--per_device_eval_batch_size", batch_size, *padding,
         )  # fmt: skip
         assert results["eval_loss"] == pytest.approx(expected["eval_loss"], abs=1e-5)
         assert results["perplexity"] == pytest.approx(math.exp(results["eval_loss"]), rel=1e-12)

@@ -308,7 +308,6 @@ def test_the_default_length_is_512(train_file, run, tmp_path, monkeypatch):
         ("--max_span_length 0", ["--max_span_length 0"]),
         ("--max_span_length 33 --max_seq_length 32", ["--max_span_length 33"]),
         ("--max_span_length 513", ["--max_span_length 513"]),
-        ("--pad_to_max_length", ["--pad_to_max_length", "--line_by_line"]),
         ("--group_by_length", ["--group_by_length", "--line_by_line"]),
         ("--max_seq_length 2 --max_span_length 1", ["--max_seq_length 2", "2 special tokens"]),
         ("--model_type gpt2", ["--model_type gpt2", "no model of type gpt2", "xlnet"]),

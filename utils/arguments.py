@@ -173,12 +173,34 @@ class DataArguments:
         default=True,
         metadata={"help": "Keep the line ends of .txt files, so that the documents put together are the file."},
     )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read, tokenize and cut the training text while training, instead of before it: for corpora that "
+            "do not fit on the disk. Wants --max_steps. Evaluation text is still tokenized first; "
+            "--max_eval_samples bounds how far the stream is read for it."
+        },
+    )
+    shuffle_buffer_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "With --streaming: documents in memory out of which the next one is drawn, anew each epoch. More "
+            "shuffles better. 0 keeps the order of the text. Default: 10000."
+        },
+    )
     block_size: int | None = field(
         default=None,
         metadata={
             "aliases": ["--max_seq_length"],
             "help": "Tokens in one training example. Default: the tokenizer's limit, the model's positions or 1024 "
             "(512 in run_plm.py), whichever is least.",
+        },
+    )
+    pad_to_max_length: bool = field(
+        default=False,
+        metadata={
+            "help": "Pad each batch to --block_size, as TPUs want it, and not to its longest example: the last block, "
+            "lines and short pairs."
         },
     )
     max_train_samples: int | None = field(
@@ -220,6 +242,16 @@ class DataArguments:
             )
         if self.block_size is not None and self.block_size < 2:
             raise UsageError(f"--block_size {self.block_size} leaves nothing to predict: give 2 or more")
+        if self.shuffle_buffer_size is not None and not self.streaming:
+            raise UsageError("--shuffle_buffer_size goes with --streaming: without it all blocks are shuffled")
+        if self.shuffle_buffer_size is None:
+            self.shuffle_buffer_size = 10_000
+        if self.shuffle_buffer_size < 0:
+            raise UsageError(f"--shuffle_buffer_size {self.shuffle_buffer_size}: give 0 or more documents")
+        if self.streaming and self.max_train_samples is not None:
+            raise UsageError("--max_train_samples: how much of a stream is read, --max_steps says; leave it out")
+        if self.streaming and self.preprocess_only:
+            raise UsageError("--preprocess_only and --streaming contradict each other: leave out one of them")
         for name in ("max_train_samples", "max_eval_samples", "preprocessing_num_workers"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UsageError(f"--{name} {getattr(self, name)}: give 1 or more, or leave it out")

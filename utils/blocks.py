@@ -29,6 +29,9 @@ class PackedBlocks(Dataset):
         max_blocks: only the first so many blocks.
     """
 
+    cuts_documents = True  # so that of a part of a corpus the last tokens go with those of the next part
+    least_documents = 1  # that a part of a corpus must have
+
     def __init__(self, store: TokenStore, block_size: int, max_blocks: int | None = None):
         self.store = store
         self.block_size = block_size
@@ -99,6 +102,7 @@ class FramedBlocks(PackedBlocks):
             )
         # In shared memory: the workers of a dataloader that outlive an epoch see the next one too.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self.numbering = (0, 1)  # example i is number `first + i * step` of the epoch, a pair (first, step)
         super().__init__(store, block_size, max_blocks)
 
     @property
@@ -115,13 +119,13 @@ class FramedBlocks(PackedBlocks):
 
         Returns:
             `input_ids`: (at most block_size,), the store's dtype; `index` and `epoch`, which with the seed decide
-            the random choices about this example; `word_starts`, uint8 of the same shape, if the store has them,
-            each token of the frame being a word of its own.
+            the random choices about this example: its number in the epoch, and the epoch's; `word_starts`, uint8 of
+            the same shape, if the store has them, each token of the frame being a word of its own.
         """
         span = self.span(index)
         example = {
             "input_ids": np.concatenate([self.prefix, self.store.tokens[span], self.suffix]),
-            "index": index,
+            "index": self.numbering[0] + index * self.numbering[1],
             "epoch": int(self._epoch),
         }
         if self.store.word_starts is not None:
@@ -135,8 +139,10 @@ class FramedBlocks(PackedBlocks):
 class LineBlocks(FramedBlocks):
     """One example for each document that has a token, framed, and cut where it is longer than `block_size`.
 
-    The log says how many tokens were cut off. Args: as for FramedBlocks.
+    The log says how many tokens of a token store were cut off. Args: as for FramedBlocks.
     """
+
+    cuts_documents = False
 
     def __init__(
         self,
@@ -154,10 +160,11 @@ class LineBlocks(FramedBlocks):
         self.num_tokens = int(contents.sum())
         self.lengths = contents + len(self.prefix) + len(self.suffix)
         num_cut = int(lengths.sum()) - self.num_tokens
-        logger.info(
-            "line by line: %s examples; %s tokens of %s of them cut off by --max_seq_length %s",
-            f"{len(lengths):,}", f"{num_cut:,}", f"{np.count_nonzero(lengths > self.content_size):,}", block_size,
-        )  # fmt: skip
+        if isinstance(store, TokenStore):
+            logger.info(
+                "line by line: %s examples; %s tokens of %s of them cut off by --max_seq_length %s",
+                f"{len(lengths):,}", f"{num_cut:,}", f"{np.count_nonzero(lengths > self.content_size):,}", block_size,
+            )  # fmt: skip
 
     def span(self, index: int) -> slice:
         """Where example `index` lies among the tokens of the store."""
@@ -178,16 +185,6 @@ class LineByLineArguments:
             "--keep_linebreaks true), cut at --max_seq_length, instead of blocks full of text."
         },
     )
-    pad_to_max_length: bool = field(
-        default=False,
-        metadata={
-            "help": "With --line_by_line: pad each batch to --max_seq_length, as TPUs want it, and not to its longest."
-        },
-    )
-
-    def __post_init__(self):
-        if self.pad_to_max_length and not self.line_by_line:
-            raise UsageError("--pad_to_max_length goes with --line_by_line: packed blocks are full; leave it out")
 
     def fit(self, data_args: DataArguments, training_args: LMTrainingArguments) -> None:
         """Refuse what packed blocks have no use for; line by line, leave line ends out unless they were asked for."""

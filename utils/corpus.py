@@ -1,5 +1,6 @@
 """Where the text comes from: a hub name, files, a saved or the built-in corpus -> train and validation documents."""
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -14,7 +15,9 @@ from datasets import Dataset, DatasetDict
 
 from utils.arguments import DataArguments, LMTrainingArguments
 from utils.command_line import UsageError
-from utils.text_files import find_files, load_files
+from utils.document_stream import DocumentStream
+from utils.fingerprint import fingerprint
+from utils.text_files import PIECE_SIZE, files_fingerprint, find_files, load_files
 
 
 logger = logging.getLogger(__name__)
@@ -28,28 +31,32 @@ def load_corpus(
     training_args: LMTrainingArguments,
     cache_dir: str | None,
     token: str | None,
-    holds_examples: Callable[[Dataset], bool] = lambda documents: False,
-) -> DatasetDict:
+    holds_examples: Callable[[Dataset | DocumentStream], bool] = lambda documents: False,
+) -> dict[str, Dataset | DocumentStream]:
     """Load the documents that the run needs.
 
     Args:
         holds_examples: says of a data set that its rows are no documents; then its columns stay as they are.
 
     Returns:
-        A DatasetDict with "train" (if `--do_train`) and "validation" (if `--do_eval`). Each row is a document;
-        its text is in the column "text", the source's other columns are kept. Without a validation split in the
-        source, `--validation_split_percentage` of the training documents are held out, the same for the same seed.
+        A dict with "train" (if `--do_train`) and "validation" (if `--do_eval`), each a Dataset, or a DocumentStream
+        with `--streaming`. Each row is a document; its text is in the column "text", the source's other columns are
+        kept. Without a validation split in the source, `--validation_split_percentage` of the training documents are
+        held out, the same for the same seed.
 
     Raises:
         UsageError: a missing file or folder, a format that is not read, text that is not UTF-8, malformed JSON, no
-            column of text, an empty corpus, or no train split although `--do_train`.
+            column of text, an empty corpus, or no train split although `--do_train`; or flags that do not go with
+            `--streaming`.
     """
     do_train, do_eval = training_args.do_train, training_args.do_eval
+    if data_args.streaming:
+        _check_streaming(training_args)
     if not (sys.stderr.isatty() and logger.isEnabledFor(logging.INFO)):
         datasets.disable_progress_bars()
     logging.getLogger("datasets.packaged_modules.json.json").setLevel(logging.CRITICAL)  # _explain() says it better
     if data_args.dataset_name == "builtin/python-docs":
-        raw_datasets = DatasetDict(train=_python_docs())
+        raw_datasets = {"train": _python_docs()}
     elif data_args.dataset_name:
         raw_datasets = _load_named(data_args, cache_dir, token)
     elif data_args.dataset_path:
@@ -59,32 +66,61 @@ def load_corpus(
         # Both are looked for before either is read.
         files = {split: find_files(f"--{split}_file", paths[split]) for split in paths if paths[split]}
         _require_splits(files, do_train, do_eval)
-        raw_datasets = DatasetDict(
-            {split: load_files(f"--{split}_file", files[split], data_args, cache_dir) for split in files}
-        )
+        raw_datasets = {split: _load_files(split, files[split], data_args, cache_dir) for split in files}
     _require_splits(raw_datasets, do_train, do_eval)
     must_hold_out = do_eval and "validation" not in raw_datasets
     if do_eval and not must_hold_out and data_args.validation_split_percentage != DEFAULT_PERCENTAGE:
         logger.warning("--validation_split_percentage has no effect: the corpus has a validation split")
     used = {"train": do_train or must_hold_out, "validation": do_eval and not must_hold_out}
-    raw_datasets = DatasetDict(
-        {
-            split: raw_datasets[split]
-            if holds_examples(raw_datasets[split])
-            else _with_text_column(raw_datasets[split], data_args.text_column, split)
-            for split in used
-            if used[split]
-        }
-    )
+    raw_datasets = {split: raw_datasets[split] for split in used if used[split]}
+    if data_args.streaming:
+        raw_datasets = {split: _as_stream(documents, data_args) for split, documents in raw_datasets.items()}
     for split, documents in raw_datasets.items():
-        if len(documents) == 0:
+        if not holds_examples(documents):
+            raw_datasets[split] = _with_text_column(documents, data_args.text_column, split)
+        elif data_args.streaming:
+            raise UsageError("--streaming: the data set holds pairs that are made already; leave it out")
+        if isinstance(documents, Dataset) and len(documents) == 0:
             raise UsageError(f"the {split} corpus is empty: it has no document")
     if must_hold_out:
-        parts = hold_out(raw_datasets["train"], data_args.validation_split_percentage, training_args.seed)
-        raw_datasets = DatasetDict(zip(("train", "validation"), parts, strict=True))
+        percentage = data_args.validation_split_percentage
+        if data_args.streaming:
+            parts = raw_datasets["train"].split(percentage, training_args.seed)
+        else:
+            parts = hold_out(raw_datasets["train"], percentage, training_args.seed)
+        raw_datasets = dict(zip(("train", "validation"), parts, strict=True))
     if not do_train:
         raw_datasets.pop("train", None)
+    elif data_args.streaming:
+        raw_datasets["train"] = dataclasses.replace(
+            raw_datasets["train"],
+            is_endless=True,
+            seed=training_args.seed,
+            shuffle_buffer_size=data_args.shuffle_buffer_size,
+            process_index=training_args.process_index,
+            num_processes=training_args.world_size,
+        )
     return raw_datasets
+
+
+def _check_streaming(training_args: LMTrainingArguments) -> None:
+    """Refuse what needs to know how long the text is, which nobody knows of a stream."""
+    if training_args.do_train and training_args.max_steps <= 0:
+        raise UsageError(
+            "--streaming: nobody knows how long an epoch of a stream is: say with --max_steps how long to train"
+        )
+    for name in ("eval_strategy", "save_strategy", "logging_strategy"):
+        if training_args.do_train and getattr(training_args, name) == "epoch":
+            raise UsageError(f"--{name} epoch: nobody knows how long an epoch of a stream is: give steps")
+    if training_args.group_by_length:
+        raise UsageError("--group_by_length needs all lengths, which a stream does not know: leave it out")
+    if "num_train_epochs" in training_args.run_args:
+        logger.warning("--num_train_epochs has no effect with --streaming: --max_steps says how long to train")
+    if training_args.dataloader_num_workers:
+        logger.warning(
+            "--dataloader_num_workers has no effect on the training stream, which threads beside the training prepare "
+            "(--preprocessing_num_workers)"
+        )
 
 
 def _require_splits(splits: Collection[str], do_train: bool, do_eval: bool) -> None:
@@ -124,12 +160,37 @@ def hold_out(documents: Dataset, percentage: int, seed: int) -> tuple[Dataset, D
     return documents.select(indices[False]), documents.select(indices[True])
 
 
-def _load_named(data_args: DataArguments, cache_dir: str | None, token: str | None) -> DatasetDict:
+def _load_files(
+    split: str, files: list[str], data_args: DataArguments, cache_dir: str | None
+) -> Dataset | DocumentStream:
+    flag = f"--{split}_file"
+    rows = load_files(flag, files, data_args, cache_dir)
+    if not data_args.streaming:
+        return rows
+    return DocumentStream(rows, flag, files_fingerprint(files, data_args), files=tuple(files))
+
+
+def _load_named(
+    data_args: DataArguments, cache_dir: str | None, token: str | None
+) -> dict[str, Dataset | DocumentStream]:
     name = data_args.dataset_name
     try:
-        return datasets.load_dataset(name, data_args.dataset_config_name, cache_dir=cache_dir, token=token)
+        if not data_args.streaming:
+            return datasets.load_dataset(name, data_args.dataset_config_name, cache_dir=cache_dir, token=token)
+        builder = datasets.load_dataset_builder(name, data_args.dataset_config_name, cache_dir=cache_dir, token=token)
+        streams = builder.as_streaming_dataset()
     except Exception as error:  # of many types: the name, the access, the network or the files may be wrong
         raise UsageError(f"--dataset_name {name}: {error}") from error
+    # The files with the commit, or the time, of each.
+    files = {
+        str(split): [*data_files, *map(list, data_files.origin_metadata)]
+        for split, data_files in (builder.config.data_files or {}).items()
+    }
+    source = fingerprint(builder=builder.hash, config=repr(builder.config_id), files=files)
+    return {
+        str(split): DocumentStream(rows, f"--dataset_name {name}", fingerprint(source=source, split=str(split)))
+        for split, rows in streams.items()
+    }
 
 
 def _load_saved(path: str) -> DatasetDict:
@@ -142,6 +203,19 @@ def _load_saved(path: str) -> DatasetDict:
     return saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
 
 
+def _as_stream(documents: Dataset | DocumentStream, data_args: DataArguments) -> DocumentStream:
+    """A data set on the disk as a stream, in as many shards as its size suggests."""
+    if isinstance(documents, DocumentStream):
+        return documents
+    num_shards = min(max(documents.data.nbytes // PIECE_SIZE, 1), max(len(documents), 1))
+    source = (
+        f"--dataset_path {data_args.dataset_path}"
+        if data_args.dataset_path
+        else f"--dataset_name {data_args.dataset_name}"
+    )
+    return DocumentStream(documents.to_iterable_dataset(num_shards=num_shards), source, documents._fingerprint)
+
+
 def _python_docs() -> Dataset:
     from pydoc_data.topics import topics  # every Python has it, 0.7 MB of text
 
@@ -150,12 +224,8 @@ def _python_docs() -> Dataset:
     return Dataset(table, fingerprint=hashlib.sha256(content).hexdigest()[:16])
 
 
-def _with_text_column(documents: Dataset, text_column: str, split: str) -> Dataset:
-    columns = [
-        name
-        for name, feature in documents.features.items()
-        if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
-    ]
+def _with_text_column(documents: Dataset | DocumentStream, text_column: str, split: str) -> Dataset | DocumentStream:
+    columns = _string_columns(documents)
     if text_column not in columns:
         if text_column != DataArguments.text_column or len(columns) != 1:
             raise UsageError(
@@ -166,6 +236,22 @@ def _with_text_column(documents: Dataset, text_column: str, split: str) -> Datas
         logger.info("corpus: the text of %s is its only column of strings, %s", split, text_column)
     if text_column == "text":
         return documents
+    if isinstance(documents, DocumentStream):
+        return dataclasses.replace(documents, text_column=text_column)
     if "text" in documents.column_names:
         documents = documents.remove_columns("text")
     return documents.rename_column(text_column, "text")
+
+
+def _string_columns(documents: Dataset | DocumentStream) -> list[str]:
+    if isinstance(documents, DocumentStream):
+        return [
+            field.name
+            for field in documents.schema
+            if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+        ]
+    return [
+        name
+        for name, feature in documents.features.items()
+        if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
+    ]

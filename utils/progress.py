@@ -13,8 +13,8 @@ logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 15.0
 
 
-def progress(steps: Iterable[int], total: int, description: str, unit: str, shown: bool = True) -> None:
-    """Go through `steps`, each the number of `unit`s just done, and show how far of `total` that is if `shown`."""
+def progress(steps: Iterable[int], total: int | None, description: str, unit: str, shown: bool = True) -> None:
+    """Go through `steps`, each the number of `unit`s just done, and show how far (of `total`, if known) that is."""
     with tqdm(total=total, desc=description, unit=f" {unit}", disable=not (shown and sys.stderr.isatty())) as bar:
         start = last_line = time.monotonic()
         finished = 0
@@ -25,8 +25,11 @@ def progress(steps: Iterable[int], total: int, description: str, unit: str, show
             if shown and bar.disable and now - last_line > SECONDS_BETWEEN_LINES:
                 last_line = now
                 rate = finished / (now - start)
-                done_of_all = f"{finished:,} of {total:,} {unit}, {rate:,.0f} a second"
-                logger.info("%s: %s, ETA %s", description, done_of_all, clock((total - finished) / rate))
+                of_all = "" if total is None else f" of {total:,}"
+                eta = "" if total is None else f", ETA {clock((total - finished) / rate)}"
+                logger.info(
+                    "%s: %s%s %s, %s a second%s", description, f"{finished:,}", of_all, unit, f"{rate:,.0f}", eta
+                )
 
 
 def clock(seconds: float) -> str:

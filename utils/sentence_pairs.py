@@ -34,6 +34,9 @@ class Pairs(Dataset):
         seed: any integer from 0 to 2**64 - 1.
     """
 
+    cuts_documents = False  # see PackedBlocks
+    least_documents = 16  # out of which a random B comes
+
     def __init__(self, block_size: int, num_pairs: int, tokenizer: PreTrainedTokenizerBase, seed: int):
         self.block_size = block_size
         self.num_pairs = num_pairs
@@ -41,6 +44,7 @@ class Pairs(Dataset):
         self._cls, self._sep = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
         # In shared memory: the workers of a dataloader that outlive an epoch see the next one too.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self.numbering = (0, 1)  # example i is number `first + i * step` of the epoch, a pair (first, step)
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the pairs which epoch of the training it is; without this call, as in evaluation, it is 0."""
@@ -62,8 +66,11 @@ class Pairs(Dataset):
         """The random numbers for example `index` in this epoch, and for no other use."""
         if not 0 <= index < self.num_pairs:
             raise IndexError(index)
-        bits = np.random.Philox(key=[self.seed, int(self._epoch)], counter=[0, 0, PAIR_STREAM, index])
-        return np.random.Generator(bits)
+        counter = [0, 0, PAIR_STREAM, self._number(index)]
+        return np.random.Generator(np.random.Philox(key=[self.seed, int(self._epoch)], counter=counter))
+
+    def _number(self, index: int) -> int:
+        return self.numbering[0] + index * self.numbering[1]
 
     def _example(
         self, index: int, label: int, a: tuple[TokenStore, int, int], b: tuple[TokenStore, int, int], draws
@@ -84,7 +91,7 @@ class Pairs(Dataset):
             "input_ids": input_ids,
             "token_type_ids": token_type_ids,
             LABEL: label,
-            "index": index,
+            "index": self._number(index),
             "epoch": int(self._epoch),
         }
         if a[0].word_starts is not None:
@@ -165,10 +172,11 @@ class SentencePairs(Pairs):
                 f"the {description} corpus has no document of two segments, as a pair needs them: give documents of "
                 "several lines (--document_by blank_line or file for .txt files), or --segment_by sentence"
             )
-        logger.info(
-            "%s: %s pairs from %s segments; %s documents have a single segment, which only serves as a random B",
-            description, f"{self.num_pairs:,}", f"{len(self._segments) - 1:,}", f"{np.sum(num_segments == 1):,}",
-        )  # fmt: skip
+        if isinstance(store, TokenStore):
+            logger.info(
+                "%s: %s pairs from %s segments; %s documents have a single segment, which only serves as a random B",
+                description, f"{self.num_pairs:,}", f"{len(self._segments) - 1:,}", f"{np.sum(num_segments == 1):,}",
+            )  # fmt: skip
         if max_pairs is not None:
             self.num_pairs = min(self.num_pairs, max_pairs)
 

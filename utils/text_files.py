@@ -3,6 +3,7 @@
 import glob
 import json
 import lzma
+import os
 import re
 import zlib
 from collections.abc import Iterator
@@ -12,10 +13,11 @@ from pathlib import Path
 import datasets
 import fsspec
 import pyarrow as pa
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from utils.arguments import DataArguments
 from utils.command_line import UsageError
+from utils.fingerprint import fingerprint
 
 
 FORMATS = {".txt": "text", ".csv": "csv", ".tsv": "tsv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -30,6 +32,9 @@ READERS = {
 }
 TEXT_READER_VERSION = "1"  # part of the cache key: count it up when TextDocuments reads differently
 READ_SIZE = 10 << 20  # bytes of a .txt file in memory at a time
+PIECE_SIZE = (
+    64 << 20
+)  # bytes of a .txt file that are one shard of a stream: what going on within it reads again at most
 
 
 def find_files(flag: str, paths: list[str]) -> list[str]:
@@ -62,8 +67,13 @@ def find_files(flag: str, paths: list[str]) -> list[str]:
     return files
 
 
-def load_files(flag: str, files: list[str], data_args: DataArguments, cache_dir: str | None) -> Dataset:
+def load_files(
+    flag: str, files: list[str], data_args: DataArguments, cache_dir: str | None
+) -> Dataset | IterableDataset:
     """Read files of one format, in their order, into a data set that `datasets` keeps in its cache.
+
+    With `--streaming`, into one that reads them when it is gone through, from shards: the files, or pieces of large
+    .txt files.
 
     Raises:
         UsageError: text that is not UTF-8 (which file, which byte), malformed JSON (which line), a file that cannot be
@@ -80,15 +90,34 @@ def load_files(flag: str, files: list[str], data_args: DataArguments, cache_dir:
                 keep_linebreaks=data_args.keep_linebreaks,
                 hash=TEXT_READER_VERSION,
             )
+            if data_args.streaming:
+                return builder.as_streaming_dataset(split="train")
             builder.download_and_prepare()
             return builder.as_dataset(split="train")
         builder_name, options = READERS[file_format]
+        if data_args.streaming:
+            builder = datasets.load_dataset_builder(
+                builder_name, data_files=data_files, cache_dir=cache_dir, **options
+            )
+            return builder.as_streaming_dataset(split="train")
         if file_format == "parquet":  # the other builders decompress by themselves
             download_config = datasets.DownloadConfig(cache_dir=cache_dir)
             data_files = {"train": datasets.DownloadManager(download_config=download_config).extract(files)}
         return datasets.load_dataset(builder_name, data_files=data_files, cache_dir=cache_dir, **options)["train"]
     except Exception as error:
-        raise _explain(error, flag, files, file_format) from error
+        raise explain(error, flag, files) from error
+
+
+def files_fingerprint(files: list[str], data_args: DataArguments) -> str:
+    """What decides the documents that a stream of these files gives: names, sizes, times, and how they are read."""
+    stats = [(file, os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in map(os.path.abspath, files)]
+    return fingerprint(
+        version=TEXT_READER_VERSION,
+        files=stats,
+        document_by=data_args.document_by,
+        keep_linebreaks=data_args.keep_linebreaks,
+        piece_size=PIECE_SIZE,
+    )
 
 
 @dataclass
@@ -114,21 +143,37 @@ class TextDocuments(datasets.ArrowBasedBuilder):
 
     def _split_generators(self, dl_manager) -> list[datasets.SplitGenerator]:
         return [
-            datasets.SplitGenerator(name=split, gen_kwargs={"files": files})
+            datasets.SplitGenerator(name=split, gen_kwargs={"pieces": _pieces(files, self.config.document_by)})
             for split, files in self.config.data_files.items()
         ]
 
-    def _generate_tables(self, files: list[str]) -> Iterator[tuple[tuple[int, int], pa.Table]]:
-        for file_index, file in enumerate(files):
+    def _generate_tables(self, pieces: list[tuple[str, int, int | None]]) -> Iterator[tuple[tuple, pa.Table]]:
+        for index, piece in enumerate(pieces):
             for part, documents in enumerate(
-                _read_documents(file, self.config.document_by, self.config.keep_linebreaks)
+                _read_documents(*piece, self.config.document_by, self.config.keep_linebreaks)
             ):
-                yield (file_index, part), pa.table({"text": pa.array(documents, pa.large_string())})
+                yield (index, part), pa.table({"text": pa.array(documents, pa.large_string())})
 
 
-def _read_documents(file: str, document_by: str, keep_linebreaks: bool) -> Iterator[list[str]]:
+def _pieces(files: list[str], document_by: str) -> list[tuple[str, int, int | None]]:
+    """Where in the files a reader may begin, each as a file with its first byte and the first one after (None: all).
+
+    Where lines are documents and the file is not compressed, a piece is the lines that begin in a stretch of bytes.
+    """
+    pieces = []
+    for file in files:
+        if document_by == "line" and not file.endswith(COMPRESSIONS) and os.path.getsize(file) > PIECE_SIZE:
+            pieces += [(file, start, start + PIECE_SIZE) for start in range(0, os.path.getsize(file), PIECE_SIZE)]
+        else:
+            pieces.append((file, 0, None))
+    return pieces
+
+
+def _read_documents(
+    file: str, start: int, end: int | None, document_by: str, keep_linebreaks: bool
+) -> Iterator[list[str]]:
     rest = ""
-    for text in _read_text(file):
+    for text in _read_text(file, start, end):
         text = rest + text
         if document_by == "file":
             rest = text
@@ -152,12 +197,20 @@ def _strip_linebreaks(document: str, document_by: str, keep_linebreaks: bool) ->
     return document.removesuffix("\n").removesuffix("\r") if document_by == "line" else document.strip("\r\n")
 
 
-def _read_text(file: str) -> Iterator[str]:
-    """The file's text in pieces that end at a line's end. Raises UsageError where it is not UTF-8."""
-    offset = 0
+def _read_text(file: str, offset: int = 0, end: int | None = None) -> Iterator[str]:
+    """The lines that begin from byte `offset` on and before `end`, in strings that end at a line's end.
+
+    Raises UsageError where the text is not UTF-8.
+    """
     with fsspec.open(file, "rb", compression="infer") as stream:
-        while data := stream.read(READ_SIZE):
-            data += stream.readline()
+        if offset:
+            stream.seek(offset - 1)
+            offset += len(stream.readline()) - 1
+        while (end is None or offset < end) and (
+            data := stream.read(READ_SIZE if end is None else min(READ_SIZE, end - offset))
+        ):
+            if not data.endswith(b"\n"):
+                data += stream.readline()
             try:
                 yield data.decode("utf-8")
             except UnicodeDecodeError as error:
@@ -168,8 +221,9 @@ def _read_text(file: str) -> Iterator[str]:
             offset += len(data)
 
 
-def _explain(error: Exception, flag: str, files: list[str], file_format: str) -> UsageError:
+def explain(error: Exception, flag: str, files: list[str]) -> UsageError:
     """Say which file, and where in it, made `datasets` fail: its own errors name neither."""
+    file_format = _format_of(files[0])
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, UsageError):

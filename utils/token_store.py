@@ -6,9 +6,7 @@ import logging
 import os
 import shutil
 import socket
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import datasets
@@ -20,16 +18,17 @@ from transformers import PreTrainedTokenizerBase
 
 from utils.arguments import DataArguments
 from utils.command_line import UsageError
-from utils.encoding import Encoder, require_words
+from utils.document_stream import ROWS_PER_READ, DocumentStream
+from utils.encoding import Encoder, map_in_threads, require_words
 from utils.fingerprint import code_fingerprint, fingerprint
 from utils.progress import progress
 from utils.segmentation import Segmenter
+from utils.token_stream import TokenStream, num_threads
 
 
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 2  # part of the cache key: count it up when the files' content changes for the same input
-ROWS_PER_READ = 200
 CHARACTERS_PER_TASK = 500_000  # large enough to keep a thread busy for 50 ms, small enough for even progress
 
 
@@ -65,7 +64,7 @@ class TokenStore:
 
 
 def tokenize_documents(
-    documents: Dataset,
+    documents: Dataset | DocumentStream,
     tokenizer: PreTrainedTokenizerBase,
     document_text: Callable[[dict], str | None],
     data_args: DataArguments,
@@ -77,8 +76,11 @@ def tokenize_documents(
     with_token_bytes: bool = False,
     with_word_starts: bool = False,
     segmenter: Segmenter | None = None,
-) -> TokenStore:
+    num_tokens_needed: int | None = None,
+) -> TokenStore | TokenStream:
     """Tokenize every document as its tokenizer does by default, or map the result of an earlier run.
+
+    Of an endless stream nothing is read yet: what is returned is a TokenStream, which blocks are made from.
 
     Any number of processes may call this with the same arguments: the first to get the lock file tokenizes, the
     others wait for the file, in no collective operation that could time out.
@@ -95,6 +97,7 @@ def tokenize_documents(
         with_token_bytes: also store the bytes of each token, for bits per byte; needs a fast tokenizer.
         with_word_starts: also store where the tokenizer's own words begin, for `--whole_word_mask`.
         segmenter: tokenize the segments of a document one by one and also store where they begin, for pairs of them.
+        num_tokens_needed: a stream is read until there are so many tokens, if it has them; None for all of it.
 
     Raises:
         UsageError: `append_eos` with a tokenizer that has no end-of-text token, `with_word_starts` with one that
@@ -119,13 +122,21 @@ def tokenize_documents(
         with_word_starts=with_word_starts,
         segmenter=segmenter and segmenter.fingerprint,
     )
+    if not isinstance(documents, DocumentStream):
+        num_tokens_needed = None
+    elif documents.is_endless:
+        num_workers = num_threads(data_args.preprocessing_num_workers)
+        return TokenStream(documents, encoder, document_text, num_workers, key)
+    elif num_tokens_needed is not None:
+        key = fingerprint(key=key, num_tokens_needed=num_tokens_needed)
     path = cache_folder(cache_dir) / key
     with FileLock(f"{path}.lock"):
         is_cached = (path / "meta.json").exists() and not (
             data_args.overwrite_cache and _built_by(path) != _this_job()
         )
         if not is_cached:
-            _build(path, documents, encoder, document_text, data_args.preprocessing_num_workers, description)
+            num_workers = data_args.preprocessing_num_workers
+            _build(path, documents, encoder, document_text, num_workers, description, num_tokens_needed)
     store = TokenStore(path)
     logger.info(
         "%s: %s documents, %s tokens, %s bytes of text; %s: %s",
@@ -144,7 +155,9 @@ def cache_folder(cache_dir: str | None) -> Path:
     return folder
 
 
-def texts(documents: Dataset, document_text: Callable[[dict], str | None]) -> Iterator[list[str | None]]:
+def texts(
+    documents: Dataset | DocumentStream, document_text: Callable[[dict], str | None]
+) -> Iterator[list[str | None]]:
     """The documents' texts in order, in lists of at most `ROWS_PER_READ`."""
     for columns in documents.iter(batch_size=ROWS_PER_READ):
         yield [document_text(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
@@ -152,11 +165,12 @@ def texts(documents: Dataset, document_text: Callable[[dict], str | None]) -> It
 
 def _build(
     path: Path,
-    documents: Dataset,
+    documents: Dataset | DocumentStream,
     encoder: Encoder,
     document_text: Callable[[dict], str | None],
     num_workers: int | None,
     description: str,
+    num_tokens_needed: int | None,
 ) -> None:
     """Write the store beside `path` and rename it into place, so that no reader ever sees half of it."""
     unfinished = path.with_name(f"{path.name}.unfinished")
@@ -189,7 +203,7 @@ def _build(
         ):
             offsets_file.write(np.int64(0).tobytes())
             segments_file.write(np.int64(0).tobytes())
-            for encoded in _in_threads(encoder, tasks(), num_workers or len(os.sched_getaffinity(0))):
+            for encoded in map_in_threads(encoder, tasks(), num_workers or len(os.sched_getaffinity(0))):
                 encoded.tokens.tofile(tokens_file)
                 (counts["tokens"] + np.cumsum(encoded.lengths)).tofile(offsets_file)
                 if encoded.token_bytes is not None:
@@ -208,11 +222,14 @@ def _build(
                 counts["tokens"] += len(encoded.tokens)
                 counts["bytes"] += encoded.num_bytes
                 yield len(encoded.lengths)
+                if num_tokens_needed is not None and counts["tokens"] >= num_tokens_needed:
+                    break
             if bytes_before and counts["tokens"]:
                 bytes_file.seek(-4, os.SEEK_END)
                 bytes_file.write(np.uint32(last_count + bytes_before).tobytes())
 
-    progress(steps(), len(documents), f"tokenizing {description}", "documents")
+    num_documents = None if isinstance(documents, DocumentStream) else len(documents)
+    progress(steps(), num_documents, f"tokenizing {description}", "documents")
     if encoder.count_bytes is None:
         (unfinished / "token_bytes.bin").unlink()
     if not encoder.with_word_starts:
@@ -225,30 +242,6 @@ def _build(
     (unfinished / "meta.json").write_text(json.dumps(meta, indent=2))
     shutil.rmtree(path, ignore_errors=True)
     unfinished.rename(path)
-
-
-def _in_threads(function: Callable, items: Iterable, num_workers: int) -> Iterator:
-    """`map(function, items)` in threads, in order, with at most two items a thread read ahead.
-
-    One thread a batch with the tokenizer's own parallelism off was 1.1x faster than that parallelism on two cores,
-    and threads cannot deadlock as forked processes can.
-    """
-    parallelism = os.environ.get("TOKENIZERS_PARALLELISM")
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    try:
-        with ThreadPoolExecutor(num_workers) as executor:
-            pending = deque()
-            for item in items:
-                pending.append(executor.submit(function, item))
-                if len(pending) > 2 * num_workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-    finally:
-        if parallelism is None:
-            del os.environ["TOKENIZERS_PARALLELISM"]
-        else:
-            os.environ["TOKENIZERS_PARALLELISM"] = parallelism
 
 
 def _this_job() -> str:

@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from utils.arguments import ModelArguments
 from utils.command_line import UsageError
+from utils.document_stream import DocumentStream
 from utils.fingerprint import code_fingerprint, fingerprint
 from utils.model_config import check_config_files
 from utils.token_store import cache_folder, texts
@@ -36,7 +37,7 @@ TRAINER_VERSION = 3  # part of the cache key: count it up when train_tokenizer()
 
 def load_tokenizer(
     model_args: ModelArguments,
-    train_documents: Dataset | None,
+    train_documents: Dataset | DocumentStream | None,
     document_text: Callable[[dict], str | None],
     for_masks: bool = False,
     for_pairs: bool = False,
@@ -103,7 +104,7 @@ def frame_of(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
 
 def _trained_tokenizer(
     model_args: ModelArguments,
-    train_documents: Dataset,
+    train_documents: Dataset | DocumentStream,
     document_text: Callable[[dict], str | None],
     for_masks: bool,
     for_pairs: bool,
@@ -122,9 +123,9 @@ def _trained_tokenizer(
     path = cache_folder(model_args.cache_dir) / f"{key}.tokenizer"
     with FileLock(f"{path}.lock"):
         if not path.exists():
-            logger.info(
-                "tokenizer: training %s on %s documents", model_args.train_tokenizer, f"{len(train_documents):,}"
-            )
+            is_stream = isinstance(train_documents, DocumentStream)
+            how_many = "all documents of the stream" if is_stream else f"{len(train_documents):,} documents"
+            logger.info("tokenizer: training %s on %s", model_args.train_tokenizer, how_many)
             kept = ([text for text in batch if text] for batch in texts(train_documents, document_text))
             tokenizer = train_tokenizer(model_args.train_tokenizer, kept, model_args.vocab_size, for_masks, for_pairs)
             unfinished = path.with_suffix(".unfinished")

@@ -19,6 +19,7 @@ from transformers.trainer_callback import (
 
 from utils.adapter_setup import Adapter, GradientCheck, load_saved_adapter, save_adapter
 from utils.arguments import LMTrainingArguments
+from utils.block_stream import BlockStream, StreamLoader
 from utils.blocks import LengthGroups
 from utils.command_line import UsageError
 from utils.modeling import sums_loss
@@ -70,6 +71,13 @@ class EpochSetter(TrainerCallback):
     def on_epoch_begin(self, args, state, control, train_dataloader, **kwargs):
         if hasattr(train_dataloader.dataset, "set_epoch"):
             train_dataloader.dataset.set_epoch(int(state.epoch or 0))
+
+
+class StreamEpochs(TrainerCallback):
+    """Counts epochs by the passes that this process has finished over its part of the stream."""
+
+    def on_step_end(self, args, state, control, train_dataloader, **kwargs):
+        state.epoch = float(train_dataloader.dataset.epoch)
 
 
 class LMTrainer(LineTrainer):
@@ -127,6 +135,9 @@ class LMTrainer(LineTrainer):
         self.totals = self._no_totals()
         self.add_callback(self.totals)
         self.add_callback(EpochSetter)
+        if isinstance(self.train_dataset, BlockStream):
+            args.ignore_data_skip = True  # the stream knows where to go on
+            self.add_callback(StreamEpochs)
         # nll and targets of each loss, and tokens, of this process that are not yet in the totals
         dtype = torch.float32 if args.device.type == "mps" else torch.float64
         self._tally = torch.zeros(2 * len(self.losses) + 1, dtype=dtype, device=args.device)
@@ -145,6 +156,8 @@ class LMTrainer(LineTrainer):
                 clear_output_dir(self.args.output_dir)
             write_run_args(self.args.output_dir, self.args.run_args)
         self.accelerator.wait_for_everyone()
+        if isinstance(self.train_dataset, BlockStream) and kwargs.get("resume_from_checkpoint"):
+            self.train_dataset.load_state(kwargs["resume_from_checkpoint"])
         return super().train(*args, **kwargs)
 
     def _inner_training_loop(self, *args, **kwargs):
@@ -170,6 +183,18 @@ class LMTrainer(LineTrainer):
         betas = (args.adam_beta1, args.adam_beta2)
         options = {"betas": betas, "eps": args.adam_epsilon, "weight_decouple": False, "adam_debias": True}
         return Lamb, {"lr": args.learning_rate} | options
+
+    def get_train_dataloader(self):
+        """As Trainer's; of a stream, in whose part of this process nobody else has a share, its own."""
+        if not isinstance(self.train_dataset, BlockStream):
+            return super().get_train_dataloader()
+        return StreamLoader(
+            self.train_dataset,
+            self._train_batch_size,
+            self.data_collator,
+            num_batches=self.args.max_steps * self.args.gradient_accumulation_steps,
+            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
+        )
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None):
         """With `--group_by_length`, from the lengths that the data set knows, without reading it."""
@@ -245,7 +270,8 @@ class LMTrainer(LineTrainer):
             logs.clear()
             logs["train_loss"] = sum(means)
             logs |= self._by_name("train_{}_loss", means)
-            logs["train_samples"] = len(self.train_dataset)
+            if not isinstance(self.train_dataset, BlockStream):
+                logs["train_samples"] = len(self.train_dataset)
             logs["train_tokens"] = self.totals.tokens
             logs["train_runtime"] = round(self.totals.seconds, 3)
             logs["train_tokens_per_second"] = round(self.totals.tokens / max(self.totals.seconds, 1e-9), 1)
@@ -368,6 +394,8 @@ class LMTrainer(LineTrainer):
         self._update_totals()
         self._pause_clock()
         super()._save_checkpoint(model, trial)
+        if isinstance(self.train_dataset, BlockStream):  # B: moves into the unfinished folder
+            self.train_dataset.save_state(f"{self._get_output_dir(trial)}/checkpoint-{self.state.global_step}")
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         output_dir = output_dir or self.args.output_dir

@@ -34,12 +34,13 @@ def evaluation_line(logs: dict[str, float]) -> str:
 class LogLines(TrainerCallback):
     """Plain lines, for a file or a pipe."""
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args, state, control, train_dataloader, **kwargs):
         if state.is_world_process_zero:
             start = f" from step {state.global_step:,}" if state.global_step else ""
+            is_stream = hasattr(train_dataloader, "num_batches")
             logger.info(
-                "training: %s steps%s, %s epochs, batches of %s x %s x %s (blocks, accumulation, processes)",
-                f"{state.max_steps:,}", start, state.num_train_epochs,
+                "training: %s steps%s, %s, batches of %s x %s x %s (blocks, accumulation, processes)",
+                f"{state.max_steps:,}", start, "from a stream" if is_stream else f"{state.num_train_epochs} epochs",
                 args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size,
             )  # fmt: skip
 

@@ -28,6 +28,14 @@ def test_targets_are_counted_exactly_with_padding(tokenizer):
     assert (batch["labels"][batch["attention_mask"] == 0] == -100).all()
 
 
+def test_one_shape_on_request(tokenizer):
+    for lengths in ((7, 3), (9, 9)):
+        batch = CausalLMCollator(tokenizer, pad_to_length=9)(blocks(*lengths))
+        assert {values.shape for values in batch.values()} == {(2, 9)}
+        assert set(batch) == {"input_ids", "labels", "attention_mask"}
+        assert (batch["labels"] != -100).sum() == sum(lengths) - 2
+
+
 def test_a_pad_token_equal_to_eos_does_not_hide_eos(tokenizer):
     tokenizer = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|endoftext|>")
     tokenizer.pad_token = tokenizer.eos_token

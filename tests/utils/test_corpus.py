@@ -97,7 +97,7 @@ def read(tmp_path, text: str, document_by: str, keep_linebreaks: bool = True) ->
     path.write_bytes(text.encode())
     return [
         document
-        for documents in text_files._read_documents(str(path), document_by, keep_linebreaks)
+        for documents in text_files._read_documents(str(path), 0, None, document_by, keep_linebreaks)
         for document in documents
     ]
 
@@ -211,7 +211,7 @@ def test_byte_that_is_not_utf8_is_counted_from_the_start_of_the_file(tmp_path, m
     for read_size in (1, 7, 1000):
         monkeypatch.setattr(text_files, "READ_SIZE", read_size)
         with pytest.raises(UsageError, match=r"text\.txt: not UTF-8 at byte 60 "):
-            list(text_files._read_documents(str(tmp_path / "text.txt"), "line", True))
+            list(text_files._read_documents(str(tmp_path / "text.txt"), 0, None, "line", True))
 
 
 # Formats, compressions, files
