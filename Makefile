@@ -1,5 +1,7 @@
 PYTHON ?= python3
-VENV := .venv
+# The line of transformers: nothing for 4.57 with adapters, TRANSFORMERS=5 for 5, each in an environment of its own.
+LINE := $(if $(filter 5,$(TRANSFORMERS)),-transformers5)
+VENV := .venv$(LINE)
 
 .PHONY: demo test tests lint style clean
 
@@ -19,10 +21,10 @@ style: $(VENV)/installed
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-$(VENV)/installed: requirements.txt
+$(VENV)/installed: requirements$(LINE).txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
 clean:
-	rm -rf $(VENV) outputs
+	rm -rf .venv .venv-transformers5 outputs

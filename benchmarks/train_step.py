@@ -33,7 +33,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import adapters
 import datasets
 import numpy as np
 import torch
@@ -70,6 +69,7 @@ from utils.modeling import _use_fast_gelu, use_factorization_order, use_maskless
 from utils.token_store import TokenStore
 from utils.tokenization import frame_of
 from utils.trainer import LMTrainer
+from utils.transformers_lines import WHY_NO_ADAPTERS
 
 
 LEAST_TRAINING_RATIO = 1.0
@@ -170,6 +170,8 @@ def parse_flags() -> argparse.Namespace:
         parser.error("--models goes with --objective mlm")
     if flags.objective != "clm" and flags.memory:
         parser.error("--memory goes with --objective clm")
+    if flags.adapter and WHY_NO_ADAPTERS:
+        parser.error(f"--adapter: {WHY_NO_ADAPTERS}")
     if flags.adapter and (flags.memory or flags.objective == "plm"):
         parser.error("--adapter goes with --objective clm or mlm, without --memory")
     if flags.objective == "mlm":
@@ -272,8 +274,9 @@ def causal_lm(flags: argparse.Namespace, folder: Path) -> Contest:
             preprocess_logits_for_metrics=most_likely,
         )
 
-    # transformers 4.57.6 divides the summed loss by the number of labels before the shift, the first of each block
-    # included, which nothing predicts: its losses are (block_size - 1) / block_size of the mean over the targets.
+    # transformers (4.57 of all models, 5 still of GPT-2) divides the summed loss by the number of labels before the
+    # shift, the first of each block included, which nothing predicts: its losses are (block_size - 1) / block_size of
+    # the mean over the targets.
     return Contest({"ours": ours, "textbook": textbook}, flags.block_size / (flags.block_size - 1))
 
 
@@ -390,6 +393,8 @@ def with_adapter(model: PreTrainedModel, flags: argparse.Namespace) -> PreTraine
     """The model with what `--adapter` asks for, as the library's manual adds it; the head frozen as in ours."""
     if flags.adapter:
         set_seed(flags.seed)
+        import adapters  # here, since beside transformers 5 there is none
+
         adapters.init(model)
         model.add_adapter("measured", config=flags.adapter)
         model.train_adapter("measured")
@@ -400,7 +405,9 @@ def with_adapter(model: PreTrainedModel, flags: argparse.Namespace) -> PreTraine
 
 
 def plain_trainer(**kwargs: Any) -> Trainer:
-    trainer_class = adapters.AdapterTrainer if hasattr(kwargs["model"], "adapters_config") else Trainer
+    trainer_class = Trainer
+    if hasattr(kwargs["model"], "adapters_config"):
+        from adapters import AdapterTrainer as trainer_class
     trainer = trainer_class(data_collator=default_data_collator, **kwargs)
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -47,9 +47,11 @@ from transformers import (  # noqa: E402
 
 import run_clm  # noqa: E402
 from utils.tokenization import train_tokenizer  # noqa: E402
+from utils.transformers_lines import WHY_NO_ADAPTERS  # noqa: E402
 
 
 ROOT = Path(__file__).resolve().parent.parent
+collect_ignore = ["test_adapters.py" if WHY_NO_ADAPTERS else "test_adapters_refused.py"]
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "one", "red", "bird", "fly", "over", "two", "green"]
 WORDS += ["hills", "near", "some", "old", "stone", "houses", "by", "river"]
 

@@ -11,6 +11,7 @@ from torch import nn
 from utils.arguments import LMTrainingArguments, ModelArguments
 from utils.command_line import UsageError
 from utils.hub_errors import explain
+from utils.transformers_lines import WHY_NO_ADAPTERS
 
 
 MERGED_FOLDER = "merged"
@@ -71,6 +72,9 @@ class AdapterArguments:
     def __post_init__(self):
         for name in ("load_adapter", "load_lang_adapter", "lang_adapter_config", "adapter_name"):
             setattr(self, name, getattr(self, name) or None)  # AdapterHub's scripts have "" for none
+        for flag in ("train_adapter", "load_adapter"):
+            if getattr(self, flag) and WHY_NO_ADAPTERS:
+                raise UsageError(f"--{flag}: {WHY_NO_ADAPTERS}")
         for flag in ("train_embeddings", "merge_adapter", "load_lang_adapter", "adapter_name"):
             if getattr(self, flag) and not self.train_adapter:
                 raise UsageError(f"--{flag} goes with --train_adapter")

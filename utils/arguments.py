@@ -6,7 +6,6 @@ import os
 from dataclasses import dataclass, field
 
 import torch
-from transformers import TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import (
     is_liger_kernel_available,
@@ -16,6 +15,7 @@ from transformers.utils import (
 )
 
 from utils.command_line import UsageError
+from utils.transformers_lines import LineTrainingArguments
 
 
 logger = logging.getLogger(__name__)
@@ -304,7 +304,7 @@ class MaskingArguments:
 
 
 @dataclass
-class LMTrainingArguments(TrainingArguments):
+class LMTrainingArguments(LineTrainingArguments):
     """transformers' TrainingArguments with the defaults of this suite.
 
     Its checks raise ValueError, which the command line turns into one line.
@@ -353,7 +353,7 @@ class LMTrainingArguments(TrainingArguments):
         metadata={"help": "Where logs go besides the terminal: tensorboard (default), wandb, mlflow, ..., none, all."},
     )
     optim: str = field(
-        default=TrainingArguments.default_optim,
+        default=LineTrainingArguments.default_optim,
         metadata={
             "help": "The optimizer: any of transformers', e.g. adamw_torch or adafactor, or lamb, for large batches "
             "(You et al. 2020)."
@@ -406,9 +406,9 @@ class LMTrainingArguments(TrainingArguments):
             raise UsageError("--use_liger_kernel: the package is missing; pip install liger-kernel")
         if not self.save_safetensors:
             raise UsageError("--save_safetensors false: this suite writes no pickles; leave it out")
-        if self._n_gpu > 1:
+        if self.n_gpu > 1:
             if self.num_processes is None:
-                logger.warning("one of the %d GPUs is used; the command line starts a process for each", self._n_gpu)
+                logger.warning("one of the %d GPUs is used; the command line starts a process for each", self.n_gpu)
             self._n_gpu = 1  # never DataParallel
         if not self.average_tokens_across_devices:
             raise UsageError("--average_tokens_across_devices false: losses are always means over all tokens here")

@@ -24,6 +24,7 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
 from utils.launch import first_to_fail, is_loss_of_others, launch, launched_processes
+from utils.transformers_lines import FLAGS_OF_THE_OTHER_LINE
 
 
 logger = logging.getLogger(__name__)
@@ -252,8 +253,11 @@ class _FlagParser(HfArgumentParser):
         return vars(namespace)
 
     def nearest(self, flag: str) -> str:
-        """` (did you mean --real_flag?)`, or nothing where no flag is near."""
-        close = difflib.get_close_matches(flag.split("=")[0], self._option_string_actions, n=1)
+        """` (did you mean --real_flag?)`, or what to do about a flag that only the other line of transformers has."""
+        name = flag.split("=")[0]
+        if name in FLAGS_OF_THE_OTHER_LINE:
+            return f" in transformers {transformers.__version__}: {FLAGS_OF_THE_OTHER_LINE[name]}"
+        close = difflib.get_close_matches(name, self._option_string_actions, n=1)
         return f" (did you mean {close[0]}?)" if close else " (--help lists the flags)"
 
 
@@ -284,6 +288,8 @@ def _flags_in_file(path: Path, parser: _FlagParser) -> list[str]:
 def _set_up_logging() -> None:
     """Our lines from INFO on by the first process, errors alone by the others; the libraries' from WARNING on."""
     logging.basicConfig(format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    if not sys.stderr.isatty():
+        transformers.logging.disable_progress_bar()
     is_main_process = int(os.environ.get("RANK", 0)) == 0
     logging.getLogger("utils").setLevel(logging.INFO if is_main_process else logging.ERROR)
     logging.getLogger("utils.progress").setLevel(logging.INFO)  # of whichever process does the work for all

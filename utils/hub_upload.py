@@ -197,8 +197,9 @@ def upload_results(training_args: LMTrainingArguments) -> None:
         command = ["hf", "upload", name, str(folder), ".", *(["--revision", revision] if revision else [])]
         command = shlex.join([*command, "--exclude", NOT_UPLOADED])
         raise EarlyEnd(
-            f"--push_to_hub to {name}: the upload failed: {explain(error, name, is_upload=True)}. The results are "
-            f"complete in {folder}; this uploads them, with the token in HF_TOKEN or of `hf auth login`: {command}",
+            f"error: --push_to_hub to {name}: the upload failed: {explain(error, name, is_upload=True)}. The results "
+            f"are complete in {folder}; this uploads them, with the token in HF_TOKEN or of `hf auth login`: "
+            f"{command}",
             exit_code=1,
         ) from error
     logger.info("hub: uploaded, %s", commit.commit_url)

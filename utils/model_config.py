@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from utils.arguments import ModelArguments
@@ -60,7 +61,7 @@ def load_config(
     else:
         try:
             config = AutoConfig.from_pretrained(name, **hub_options(model_args))
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:  # by what is wrong in the file
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
             raise UsageError(f"{origin}: no configuration can be made of it: {explain(error, name)}") from error
     if not model_args.trust_remote_code:
         _refuse_foreign_attention(config, origin)
@@ -88,6 +89,8 @@ def read_raw_config(name: str, model_args: ModelArguments) -> dict:
         raw_config, _ = PretrainedConfig.get_config_dict(name, **options)
     except (OSError, ValueError, TypeError) as error:
         raise _NoConfig(f"{name}: no configuration to be had: {explain(error, name)}") from error
+    if not isinstance(raw_config, dict):
+        raise _NoConfig(f"{name}: no configuration to be had: its config.json holds no object")
     _refuse_foreign_code(raw_config, name, model_args.trust_remote_code)
     return raw_config
 
@@ -170,10 +173,20 @@ def override_config(config: PretrainedConfig, overrides: str | None) -> None:
             raise UsageError(
                 f"--config_overrides {item}: a {config.model_type} has no {key}; it has {', '.join(near)}"
             )
-        setattr(config, key, _convert(key, text, getattr(config, key)))
+        value = _convert(key, text, getattr(config, key))
+        try:
+            setattr(config, key, value)
+        except StrictDataclassError as error:  # transformers 5 checks types at once, 4.57 when a model is built
+            raise UsageError(
+                f"--config_overrides {overrides}: no {config.model_type} can be built: {error}"
+            ) from error
         overridden.add(key)
     for name in heads_share_width - overridden:  # as the configuration's constructor would have it
         setattr(config, name, _width_of_a_head(config))
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types and "layer_types" not in overridden and len(layer_types) != config.num_hidden_layers:
+        values = {name: value for name, value in config.to_dict().items() if name != "layer_types"}
+        config.layer_types = type(config).from_dict(values).layer_types
 
 
 def _width_of_a_head(config: PretrainedConfig) -> int | None:

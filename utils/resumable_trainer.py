@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader
-from transformers import Trainer
 from transformers.trainer_callback import ExportableState, TrainerCallback
 
 from utils.arguments import LMTrainingArguments
@@ -18,6 +17,7 @@ from utils.divergence import DivergenceWatch, are_finite
 from utils.interruption import EvaluationCut, Interruption, reason_and_exit_code
 from utils.output_dir import clear_output_dir, our_checkpoints, write_run_args
 from utils.sampling import EpochBatches, TrainingLoader
+from utils.transformers_lines import LineTrainer
 
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class DueEvaluation(TrainerCallback):
         self.trainer.make_up_for_evaluation()
 
 
-class ResumableTrainer(Trainer):
+class ResumableTrainer(LineTrainer):
     """A Trainer that ends in good order, and resumes exactly.
 
     - The order of examples is a function of seed and epoch; see EpochBatches.

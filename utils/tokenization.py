@@ -33,7 +33,7 @@ from utils.token_store import cache_folder, texts
 
 logger = logging.getLogger(__name__)
 
-TRAINER_VERSION = 2  # part of the cache key: count it up when train_tokenizer() changes its result
+TRAINER_VERSION = 3  # part of the cache key: count it up when train_tokenizer() changes its result
 
 
 def load_tokenizer(
@@ -72,6 +72,8 @@ def load_tokenizer(
         # It hides what the hub answered, which was the same when the configuration was asked for.
         reason = no_config if no_config is not None and is_about_the_hub(no_config) else error
         raise UsageError(f"--tokenizer_name {name}: no tokenizer could be loaded: {explain(reason, name)}") from error
+    if tokenizer.is_fast and not model_args.use_fast_tokenizer:
+        logger.warning("--use_fast_tokenizer false has no effect: there is no slow %s", type(tokenizer).__name__)
     if for_masks and tokenizer.mask_token is None:
         raise UsageError(
             f"--tokenizer_name {name}: this tokenizer has no mask token; choose that of a masked model, or "
@@ -209,6 +211,8 @@ def train_tokenizer(
             pair="<s> $A </s> $B:1 </s>:1" if for_pairs else "<s> $A </s> </s> $B </s>",
             special_tokens=ids,
         )
+    input_names = ["input_ids", "token_type_ids", "attention_mask"]
     if kind != "wordpiece" and not for_pairs:
-        special["model_input_names"] = ["input_ids", "attention_mask"]  # GPT-2 would add an embedding for their type
+        input_names.remove("token_type_ids")  # GPT-2 would add an embedding for their type
+    special["model_input_names"] = input_names
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)

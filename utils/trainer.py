@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 import torch
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer
 from transformers.trainer_callback import (
     ExportableState,
     PrinterCallback,
@@ -32,6 +31,7 @@ from utils.resumable_trainer import ResumableTrainer
 from utils.sampling import StandIn
 from utils.sharding import prepare_alone, prepare_sharding, weight_names, whole_weights, with_weights
 from utils.training_log import LogLines, ProgressBar
+from utils.transformers_lines import save_tokenizer
 
 
 logger = logging.getLogger(__name__)
@@ -165,7 +165,7 @@ class LMTrainer(ResumableTrainer):
     def get_optimizer_cls_and_kwargs(args: LMTrainingArguments, model=None) -> tuple[type, dict]:
         """As Trainer's, and LAMB for `--optim lamb`."""
         if args.optim != "lamb":
-            return Trainer.get_optimizer_cls_and_kwargs(args, model)
+            return ResumableTrainer.get_optimizer_cls_and_kwargs(args, model)
         from pytorch_optimizer import Lamb  # here, since it takes a second and few runs need it
 
         # As in the paper (You et al. 2020, algorithm 2): weight decay is part of the update whose norm is compared
@@ -201,10 +201,8 @@ class LMTrainer(ResumableTrainer):
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
         if not batch_samples:
             return None
-        count = super()._get_num_items_in_batch
-        return torch.stack(
-            [count([{"labels": batch[labels]} for batch in batch_samples], device) for labels in self.losses.values()]
-        )
+        counts = [sum(batch[labels].ne(-100).sum() for batch in batch_samples) for labels in self.losses.values()]
+        return self.accelerator.reduce(torch.stack(counts).to(device), "sum")
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         """The summed loss of this micro-batch over the number of targets of the whole update; of several, their sum.
@@ -404,7 +402,7 @@ class LMTrainer(ResumableTrainer):
         else:
             with with_weights(model, state_dict):
                 save_adapter(model, self.adapter, output_dir)
-        self.processing_class.save_pretrained(output_dir)
+        save_tokenizer(self.processing_class, output_dir)
         write_run_args(output_dir, self.args.run_args)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:

@@ -1,0 +1,168 @@
+"""The same results on both lines of transformers, and each loads what the other has saved.
+
+Needs the environments of both, which `make test` and `make test TRANSFORMERS=5` make beside the project. The other
+line runs in a process of its own, and tokenizes first, into a cache that this one finds.
+"""
+
+import importlib
+import json
+import os
+import subprocess
+
+import pytest
+import torch
+from conftest import MASKED_SIZES, ROOT, make_lines, make_masked_model, make_model, make_xlnet
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForPreTraining, AutoTokenizer
+
+from utils.tokenization import train_tokenizer
+from utils.transformers_lines import IS_LINE_5
+
+
+OTHER_PYTHON = ROOT / (".venv" if IS_LINE_5 else ".venv-transformers5") / "bin" / "python"
+MODELS = [
+    ("run_clm", "gpt2"), ("run_clm", "llama"), ("run_mlm", "bert"), ("run_mlm", "roberta"), ("run_mlm", "modernbert"),
+    ("run_plm", "xlnet"), ("run_pretraining", "bert"), ("run_pretraining", "albert"),
+]  # fmt: skip
+RUN_ALL = """
+import importlib, json, sys
+for script, flags in json.loads(sys.argv[1]):
+    importlib.import_module(script).main(flags)
+"""
+TOLERANCE = 1e-5  # of a loss in nats; of a gradient whose largest entries are about 1
+
+pytestmark = pytest.mark.skipif(
+    not OTHER_PYTHON.exists(), reason=f"needs the environment of the other line, {OTHER_PYTHON.parents[1].name}"
+)
+
+
+def on_the_other_line(commands: list[tuple[str, list[str]]]) -> None:
+    """Run scripts on the other line, one after the other in one process."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [OTHER_PYTHON, "-c", RUN_ALL, json.dumps(commands)]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def on_this_line(commands: list[tuple[str, list[str]]]) -> None:
+    for script, flags in commands:
+        importlib.import_module(script).main(flags)
+
+
+def make_checkpoints(folder) -> None:
+    """A small random model for each of MODELS, with its tokenizer, saved by this line."""
+    plain, framed = (train_tokenizer("bpe", [make_lines(200)], 300, framed=framed) for framed in (False, True))
+    pairs = train_tokenizer("wordpiece", [make_lines(200)], 150)
+    sizes = MASKED_SIZES | {"classifier_dropout_prob": 0.0, "pad_token_id": 0, "vocab_size": len(pairs)}
+    for script, kind in MODELS:
+        if script == "run_clm":
+            model, tokenizer = make_model(kind, len(plain)), plain
+        elif script == "run_mlm":
+            model, tokenizer = make_masked_model(kind, len(framed)), framed
+        elif script == "run_plm":
+            model, tokenizer = make_xlnet(len(framed)), framed
+        else:
+            torch.manual_seed(0)
+            model = AutoModelForPreTraining.from_config(AutoConfig.for_model(kind, **sizes))
+            tokenizer = pairs
+        for part in (model, tokenizer):
+            part.save_pretrained(folder / f"{script}-{kind}")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Of each model: one step of training and an evaluation on both lines, then each evaluates what the other saved.
+
+    Checkpoints lie in `start`, what a line trained in `this` and `other`, and the evaluation of that by the other of
+    the two in `this-crossed` and `other-crossed`.
+    """
+    folder = tmp_path_factory.mktemp("lines")
+    for name, seed in (("train", 0), ("validation", 1)):
+        documents = ["\n".join(make_lines(5, seed=10 * seed + document)) for document in range(8)]
+        (folder / f"{name}.txt").write_text("\n\n".join(documents) + "\n")
+    make_checkpoints(folder / "start")
+
+    def commands(start: str, output: str, *flags: str) -> list[tuple[str, list[str]]]:
+        texts = ["--train_file", f"{folder}/train.txt", "--validation_file", f"{folder}/validation.txt"]
+        common = ["--cache_dir", f"{folder}/cache", "--bf16", "false", "--report_to", "none", "--block_size", "32"]
+        common += ["--save_strategy", "no", *texts, *flags]
+        return [
+            (
+                script,
+                ["--model_name_or_path", f"{folder}/{start}/{script}-{kind}"]
+                + ["--output_dir", f"{folder}/{output}/{script}-{kind}", *common],
+            )
+            for script, kind in MODELS
+        ]
+
+    # One batch and plain gradient descent with a learning rate of 1: the weights change by the gradient.
+    step = ["--do_train", "--do_eval", "--max_steps", "1", "--per_device_train_batch_size", "1000", "--optim", "sgd"]
+    step += ["--learning_rate", "1", "--lr_scheduler_type", "constant", "--max_grad_norm", "0"]
+    on_the_other_line(commands("start", "other", *step))
+    on_this_line(commands("start", "this", *step))
+    on_the_other_line(commands("this", "this-crossed", "--do_eval"))
+    on_this_line(commands("other", "other-crossed", "--do_eval"))
+    return folder
+
+
+def results_of(folder, script: str, kind: str) -> dict:
+    results = json.loads((folder / f"{script}-{kind}" / "all_results.json").read_text())
+    return {key: value for key, value in results.items() if "runtime" not in key and "per_second" not in key}
+
+
+@pytest.mark.parametrize(("script", "kind"), MODELS)
+def test_results_are_equal(folder, script, kind):
+    """All but speeds: losses, accuracies, numbers of tokens, bytes, examples and targets."""
+    this, other = (results_of(folder / line, script, kind) for line in ("this", "other"))
+    assert this == pytest.approx(other, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize(("script", "kind"), MODELS)
+def test_gradients_are_equal(folder, script, kind):
+    start, this, other = (
+        load_file(folder / line / f"{script}-{kind}" / "model.safetensors") for line in ("start", "this", "other")
+    )
+    assert start.keys() == this.keys() == other.keys()
+    largest = 0.0
+    for name, weight in start.items():
+        gradient = (weight - this[name]).double()
+        torch.testing.assert_close(gradient, (weight - other[name]).double(), rtol=0, atol=TOLERANCE)
+        largest = max(largest, gradient.abs().max().item())
+    assert largest > 0.01
+
+
+@pytest.mark.parametrize(("script", "kind"), MODELS)
+@pytest.mark.parametrize("saved_by", ["this", "other"])
+def test_a_folder_of_one_line_loads_on_the_other(folder, script, kind, saved_by):
+    expected = results_of(folder / saved_by, script, kind)
+    results = results_of(folder / f"{saved_by}-crossed", script, kind)
+    assert results == pytest.approx({key: expected[key] for key in results}, rel=TOLERANCE)
+    assert results["eval_loss"] > 0
+
+
+@pytest.mark.parametrize(("script", "kind"), MODELS)
+def test_the_tokenizer_is_the_same(folder, script, kind):
+    """Plain AutoTokenizer loads what either line has saved: the same tokens, special ones, frame and settings."""
+    start, this, other = (
+        AutoTokenizer.from_pretrained(folder / line / f"{script}-{kind}") for line in ("start", "this", "other")
+    )
+    mask = start.mask_token or "the"
+    texts = ["The cat  sat.", f"A new\nline, é 日本 {mask} of"], ["two", f"birds{mask} "]
+    for tokenizer in (this, other):
+        assert tokenizer.get_vocab() == start.get_vocab()
+        assert tokenizer(*texts) == start(*texts)
+        assert tokenizer(*texts, add_special_tokens=False) == start(*texts, add_special_tokens=False)
+        assert tokenizer.special_tokens_map == start.special_tokens_map
+        assert tokenizer.model_input_names == start.model_input_names
+
+
+@pytest.mark.parametrize(("script", "kind"), MODELS)
+def test_the_cache_of_the_other_line_changes_nothing(folder, script, kind, tmp_path):
+    """This line, whose cache holds what the other one built first, has the results of an empty cache."""
+    flags = ["--model_name_or_path", f"{folder}/start/{script}-{kind}", "--validation_file", folder / "validation.txt"]
+    flags += ["--bf16", "false", "--report_to", "none", "--block_size", "32", "--do_eval"]
+    for name, cache in (("shared", folder / "cache"), ("empty", tmp_path / "cache")):
+        output = ["--cache_dir", cache, "--output_dir", tmp_path / name / f"{script}-{kind}"]
+        on_this_line([(script, [str(word) for word in (*flags, *output)])])
+    shared, empty = (results_of(tmp_path / name, script, kind) for name in ("shared", "empty"))
+    assert shared == empty
