@@ -122,6 +122,12 @@ if IS_LINE_5:
             with _replaced(transformers.trainer, align | sort), _replaced(transformers.trainer_utils, sort):
                 return super().train(*args, **kwargs)
 
+        def _run_epoch(self, *, epoch: int, train_dataloader, **kwargs):
+            """5 skips what a resumed run has seen before it tells the epoch, which then does not reach the data set."""
+            if hasattr(train_dataloader, "set_epoch"):  # a stream counts its epochs itself
+                train_dataloader.set_epoch(epoch)
+            super()._run_epoch(epoch=epoch, train_dataloader=train_dataloader, **kwargs)
+
     @contextlib.contextmanager
     def _replaced(module: types.ModuleType, functions: dict[str, Callable]) -> Iterator[None]:
         originals = {name: getattr(module, name) for name in functions}
