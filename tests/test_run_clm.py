@@ -470,13 +470,11 @@ def test_two_processes_are_one(checkpoint, train_file, validation_file, run, com
     assert result.stdout.count("perplexity") == 1  # one process prints
 
 
-def test_auto_bf16_trains_and_evaluates_in_float32(checkpoint, train_file, run, tmp_path):
+def test_bf16_trains_and_evaluates_in_float32(checkpoint, train_file, run, tmp_path):
     """Mixed precision is for training; the reported loss is that of the saved weights."""
-    if not torch.cpu._is_avx512_bf16_supported():
-        pytest.skip("this CPU does not compute bfloat16")
     results = run(
         tmp_path / "out", "--model_name_or_path", checkpoint("gpt2"), "--train_file", train_file, "--validation_file",
-        train_file, "--block_size", 16, "--max_steps", 3, "--bf16", "true",
+        train_file, "--block_size", 16, "--max_steps", 3, "--bf16", "true", "--use_cpu",
     )  # fmt: skip
     expected = reference(tmp_path / "out", train_file, 16)
     assert results["eval_loss"] == pytest.approx(expected["eval_loss"], abs=1e-5)

@@ -454,7 +454,11 @@ class LMTrainingArguments(LineTrainingArguments):
         cpu_has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         native_bf16 = is_torch_bf16_gpu_available() if has_accelerator else cpu_has_bf16
         if self.bf16 and not (native_bf16 or has_tpu):
-            raise UsageError("--bf16: this machine does not compute bfloat16; leave it out")
+            if not self.use_cpu:
+                raise UsageError(
+                    "--bf16: this machine does not compute bfloat16; leave it out, or add --use_cpu, which imitates it"
+                )
+            logger.warning("--bf16: this CPU imitates bfloat16, which takes longer than float32")
         os.environ["ACCELERATE_MIXED_PRECISION"] = LAUNCHER_PRECISION or "no"
         if self.bf16 is None:
             self.bf16 = native_bf16 and not self.fp16 and LAUNCHER_PRECISION is None

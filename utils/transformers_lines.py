@@ -123,7 +123,7 @@ if IS_LINE_5:
                 return super().train(*args, **kwargs)
 
         def _run_epoch(self, *, epoch: int, train_dataloader, **kwargs):
-            """5 skips what a resumed run has seen before it tells the epoch, which then does not reach the data set."""
+            """5 skips what a resumed run has seen before it tells the epoch, which then misses the data set."""
             if hasattr(train_dataloader, "set_epoch"):  # a stream counts its epochs itself
                 train_dataloader.set_epoch(epoch)
             super()._run_epoch(epoch=epoch, train_dataloader=train_dataloader, **kwargs)

@@ -391,6 +391,12 @@ def test_bf16_refused_where_nothing_computes_it(machine):
         parse_needed("--bf16")
 
 
+def test_bf16_is_imitated_on_request(machine, caplog):
+    machine(cpu_bf16=False)
+    assert parse_needed("--bf16", "--use_cpu")["bf16"] is True
+    assert "imitates bfloat16" in caplog.text
+
+
 def test_launcher_precision_is_left_to_the_launcher(machine, monkeypatch):
     machine(cpu_bf16=True)
     monkeypatch.setattr(arguments, "LAUNCHER_PRECISION", "fp16")
