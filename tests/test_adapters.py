@@ -395,7 +395,7 @@ def test_other_ways_to_train(model_type, flags, base, train, evaluate, tmp_path)
         results = train(folder, script, config, "--adapter_config", config, *flags)
         plain = evaluate(folder, script, config + "-plain")
         assert results["eval_loss"] < plain["eval_loss"] - 1e-3
-        loaded = evaluate(folder, script, config + "2", "--load_adapter", tmp_path / config, *flags[:2])
+        loaded = evaluate(folder, script, config + "2", "--load_adapter", tmp_path / config, *flags)
         assert loaded["eval_loss"] == pytest.approx(results["eval_loss"], abs=1e-6)
 
 
