@@ -113,7 +113,7 @@ def test_train_save_reload(model_type, config, base, train, evaluate, tmp_path):
     assert not (tmp_path / "out" / "model.safetensors").exists()
     plain = evaluate(folder, script, "plain")
     loaded = evaluate(folder, script, "loaded", "--load_adapter", tmp_path / "out")
-    assert abs(results["eval_loss"] - plain["eval_loss"]) > 1e-3
+    assert abs(results["eval_loss"] - plain["eval_loss"]) > 1e-4
     assert loaded["eval_loss"] == pytest.approx(results["eval_loss"], abs=1e-6)
     assert digest(folder / "model.safetensors") == before
 

@@ -19,13 +19,13 @@ import run_clm
 import run_mlm
 import run_plm
 import run_pretraining
-from utils import block_stream, text_files, token_stream
+from utils import block_stream, document_stream, text_files, token_stream
 from utils.arguments import DataArguments, LMTrainingArguments
 from utils.block_stream import StreamLoader, make_blocks
 from utils.blocks import FramedBlocks, LineBlocks, PackedBlocks
 from utils.command_line import UsageError
 from utils.corpus import load_corpus
-from utils.document_stream import HeldOut
+from utils.document_stream import DocumentStream, HeldOut
 from utils.segmentation import Segmenter
 from utils.sentence_pairs import SentencePairs
 from utils.token_store import tokenize_documents
@@ -444,6 +444,44 @@ def test_resumed_stream_ends_with_the_same_weights(tmp_path, run, checkpoint):
         run(out, *common)
         weights = [load_file(folder / "model.safetensors") for folder in (tmp_path / "whole", out)]
         assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
+
+
+def test_a_stream_that_breaks_off(tmp_path, run, checkpoint, common_args, monkeypatch, capsys):
+    """What was trained is saved, the run ends with 1, and the same command goes on as if nothing had been."""
+    monkeypatch.setattr(block_stream, "WINDOW_TOKENS", 500)
+    monkeypatch.setattr(token_stream, "CHARACTERS_PER_TASK", 1000)
+    monkeypatch.setattr(document_stream, "ROWS_PER_READ", 10)
+    folder = write_shards(tmp_path / "text", make_documents(600), 3)
+    common = [
+        "--model_name_or_path", checkpoint("gpt2", resid_pdrop=0.1), "--train_file", folder, "--do_train",
+        "--block_size", 128, "--per_device_train_batch_size", 16, "--max_steps", 25, "--streaming",
+        "--shuffle_buffer_size", 0, "--save_strategy", "no",
+    ]  # fmt: skip
+    run(tmp_path / "whole", *common)
+
+    read = DocumentStream.read
+
+    def read_until_the_network_fails(stream, shard, *args, **kwargs):
+        if shard == 2:
+            raise UsageError("--dataset_name books: the network cannot be reached")
+        yield from read(stream, shard, *args, **kwargs)
+
+    monkeypatch.setattr(DocumentStream, "read", read_until_the_network_fails)
+    args = ["--output_dir", tmp_path / "out", *common_args, *common]
+    with pytest.raises(SystemExit) as ended:
+        run_clm.main([str(arg) for arg in args])
+    assert ended.value.code == 1
+    lines = capsys.readouterr().err.splitlines()
+    (checkpoint_of_the_end,) = (tmp_path / "out").glob("checkpoint-*")
+    step = int(checkpoint_of_the_end.name.removeprefix("checkpoint-"))
+    assert 0 < step < 25
+    assert any(f"network cannot be reached; step {step} is saved in" in line for line in lines)
+    assert any("to go on: " in line for line in lines)
+
+    monkeypatch.setattr(DocumentStream, "read", read)
+    run(tmp_path / "out", *common)
+    weights = [load_file(tmp_path / out / "model.safetensors") for out in ("whole", "out")]
+    assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
 
 
 def test_evaluation_of_a_stream_is_that_of_cached_text(tmp_path, run, checkpoint):

@@ -8,6 +8,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
+from utils import hub_errors
 from utils.command_line import UsageError
 from utils.fingerprint import fingerprint
 from utils.text_files import explain
@@ -141,4 +142,4 @@ class DocumentStream:
         except Exception as error:  # of many types: files may be damaged, or have gone, or the network fails
             if self.files:
                 raise explain(error, self.source, list(self.files)) from error
-            raise UsageError(f"{self.source}: cannot be read: {error}") from error
+            raise UsageError(f"{self.source}: {hub_errors.explain(error, self.source.split()[-1])}") from error

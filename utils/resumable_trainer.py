@@ -157,12 +157,19 @@ class ResumableTrainer(LineTrainer):
         )
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
-        """As Trainer's, but nothing after the last step: Trainer resumes a run that is complete with one step more."""
+        """As Trainer's, but nothing after the last step: Trainer resumes a run that is complete with one step more.
+
+        Raises:
+            EarlyEnd: a stream cannot be read any further.
+        """
         if self.state.global_step >= self.state.max_steps:
             return [], None
         # Moved before targets are counted, which otherwise waits for the GPU. Nothing is drawn beyond `num_batches`.
         batches = (send_to_device(batch, device, non_blocking=device.type == "cuda") for batch in epoch_iterator)
-        return super().get_batch_samples(batches, num_batches, device)
+        try:
+            return super().get_batch_samples(batches, num_batches, device)
+        except UsageError as error:
+            raise self._end_of_stream(error) from error
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
@@ -202,7 +209,18 @@ class ResumableTrainer(LineTrainer):
         return self.state.global_step % -(-steps // self.args.gradient_accumulation_steps) == 0
 
     def _end(self, ending: int) -> EarlyEnd:
-        reason, exit_code = reason_and_exit_code(ending)
+        return self._early_end(*reason_and_exit_code(ending))
+
+    def _end_of_stream(self, error: UsageError) -> Exception:
+        """What ends a run whose text has gone or cannot be reached any more: what was trained before is saved."""
+        if not self.state.global_step:
+            return error
+        if self.args.world_size == 1 and self._last_saved_step != self.state.global_step:  # others do not know of it
+            self._save_checkpoint(self.model, None)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        return self._early_end(str(error), 1)
+
+    def _early_end(self, reason: str, exit_code: int) -> EarlyEnd:
         flags = ["--overwrite_output_dir", "false"] if self.args.overwrite_output_dir else []
         if self.args.resume_from_checkpoint and self._last_good_checkpoint() is not None:
             flags += ["--resume_from_checkpoint", "true"]
