@@ -19,6 +19,7 @@ from utils.document_stream import DocumentStream
 from utils.fingerprint import fingerprint
 from utils.hub_errors import explain
 from utils.text_files import PIECE_SIZE, files_fingerprint, find_files, load_files
+from utils.transformers_lines import dataset_repository
 
 
 logger = logging.getLogger(__name__)
@@ -176,10 +177,11 @@ def _load_named(
 ) -> dict[str, Dataset | DocumentStream]:
     name = data_args.dataset_name
     try:
+        repository = dataset_repository(name, token, cache_dir)
         options = {"cache_dir": cache_dir, "token": token, "revision": data_args.dataset_revision}
         if not data_args.streaming:
-            return datasets.load_dataset(name, data_args.dataset_config_name, **options)
-        builder = datasets.load_dataset_builder(name, data_args.dataset_config_name, **options)
+            return datasets.load_dataset(repository, data_args.dataset_config_name, **options)
+        builder = datasets.load_dataset_builder(repository, data_args.dataset_config_name, **options)
         streams = builder.as_streaming_dataset()
     except Exception as error:  # of many types: the name, the access, the network or the files may be wrong
         raise UsageError(f"--dataset_name {name}: {explain(error, name)}") from error

@@ -37,6 +37,13 @@ def is_about_the_hub(error: BaseException) -> bool:
     return _explanation(list(_chain(error)), "", False) is not None
 
 
+def is_of_the_network(error: BaseException) -> bool:
+    """Whether there was no connection, or one that failed."""
+    # OfflineModeIsEnabled is a ConnectionError; a file that is not in the cache is asked for only without a network.
+    library = type(error).__module__.split(".")[0]
+    return isinstance(error, (ConnectionError, TimeoutError, LocalEntryNotFoundError)) or library in HTTP_LIBRARIES
+
+
 def _explanation(chain: list[BaseException], name: str, is_upload: bool) -> str | None:
     flag = "--hub_token" if is_upload else "--token"
     elsewhere = "" if is_upload else f"there is no folder {name}, and "
@@ -67,7 +74,7 @@ def _explanation(chain: list[BaseException], name: str, is_upload: bool) -> str 
             return f"wrong name: the hub has {name}, but not the file that is needed"
         if isinstance(error, HFValidationError):
             return f"wrong name: {elsewhere}the hub has no names of this form"
-    if any(map(_is_of_the_network, chain)):
+    if any(map(is_of_the_network, chain)):
         if constants.HF_HUB_OFFLINE:
             return f"no network: HF_HUB_OFFLINE is set{not_here}"
         return f"the network: {constants.ENDPOINT} cannot be reached{not_here}"
@@ -81,9 +88,3 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _is_of_the_network(error: BaseException) -> bool:
-    # OfflineModeIsEnabled is a ConnectionError; a file that is not in the cache is asked for only without a network.
-    library = type(error).__module__.split(".")[0]
-    return isinstance(error, (ConnectionError, TimeoutError, LocalEntryNotFoundError)) or library in HTTP_LIBRARIES
