@@ -52,6 +52,7 @@ from utils.transformers_lines import WHY_NO_ADAPTERS  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 collect_ignore = ["test_adapters.py" if WHY_NO_ADAPTERS else "test_adapters_refused.py"]
+needs_adapters = pytest.mark.skipif(WHY_NO_ADAPTERS is not None, reason=WHY_NO_ADAPTERS or "")
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "one", "red", "bird", "fly", "over", "two", "green"]
 WORDS += ["hills", "near", "some", "old", "stone", "houses", "by", "river"]
 

@@ -10,6 +10,8 @@ import base64
 import hashlib
 import json
 import re
+import socket
+import struct
 import threading
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -90,7 +92,7 @@ class HubServer:
     def fail(self, pattern: str, status: int, after: int = 0) -> None:
         """Answer so to requests, as "METHOD path", in which the pattern is found, but not to the first `after` ones.
 
-        A status of 0 closes the connection without an answer.
+        A status of 0 resets the connection, as a network that is gone does.
         """
         self.failures.append([pattern, status, after])
 
@@ -124,6 +126,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_POST = do_PUT = do_GET
 
+    def _reset_connection(self) -> None:
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+        self.close_connection = True
+
     def _respond(self) -> None:
         body = self._body()
         split = urlsplit(self.path)
@@ -136,7 +143,7 @@ class _Handler(BaseHTTPRequestHandler):
                     status = failure[1] if failure[2] == 0 else status
                     failure[2] = max(failure[2] - 1, 0)
             if status == 0:
-                self.close_connection = True
+                self._reset_connection()
                 return
             try:
                 if status is not None:
@@ -253,7 +260,8 @@ class _Handler(BaseHTTPRequestHandler):
         answer = {"url": f"{self.hub.url}/{name}", "name": name}
         if (kind, name) in self.hub.repositories:
             return self._send(409, answer | {"error": "You already created this model repo"})
-        self.hub.repositories[kind, name] = Repository(name, private=bool(asked.get("private")))
+        is_private = bool(asked.get("private")) or asked.get("visibility") == "private"  # huggingface_hub 1, and 2
+        self.hub.repositories[kind, name] = Repository(name, private=is_private)
         self._send(200, answer)
 
     def _validate_card(self, content: str) -> None:

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 import torch
-from conftest import ROOT, make_lines, set_offline
+from conftest import ROOT, make_lines, needs_adapters, set_offline
 from huggingface_hub import ModelCard
 
 import run_clm
@@ -289,7 +289,7 @@ CAUSES = {
 }
 
 
-@pytest.mark.parametrize("what", ["model", "tokenizer", "dataset", "adapter"])
+@pytest.mark.parametrize("what", ["model", "tokenizer", "dataset", pytest.param("adapter", marks=needs_adapters)])
 @pytest.mark.parametrize("cause", CAUSES)
 def test_what_is_wrong(cause, what, hub, refused, checkpoint, validation_file, monkeypatch):
     kind = "dataset" if what == "dataset" else "model"
@@ -317,6 +317,7 @@ def test_what_is_wrong(cause, what, hub, refused, checkpoint, validation_file, m
     assert name in line and "hf_" not in line.replace("hf_home", "")
 
 
+@needs_adapters
 def test_adapters(hub, checkpoint, run, tmp_path, validation_file, train_file):
     """An adapter, its language adapter and the embeddings that were trained with it come from the hub as one."""
     hub.add("model", "tester/base", checkpoint("gpt2"))
@@ -363,6 +364,7 @@ def test_adapters(hub, checkpoint, run, tmp_path, validation_file, train_file):
     assert one_block["eval_loss"] == pytest.approx(loss.item(), abs=1e-5)
 
 
+@needs_adapters
 def test_no_adapter_in_the_repository(hub, checkpoint, refused, validation_file):
     hub.add("model", "tester/base", checkpoint("gpt2"))
     flags = ["--model_name_or_path", "tester/base", "--validation_file", validation_file, "--do_eval"]

@@ -10,7 +10,7 @@ import shlex
 
 import datasets
 import pytest
-from conftest import ROOT, make_lines, make_masked_model, make_model, make_xlnet
+from conftest import ROOT, make_lines, make_masked_model, make_model, make_xlnet, needs_adapters
 from transformers import BertConfig, BertForPreTraining
 
 import run_clm
@@ -189,7 +189,10 @@ def run_command(command: str, tmp_path, *more: str) -> dict:
     return json.loads((tmp_path / output_dir / "all_results.json").read_text()) | {"folder": tmp_path / output_dir}
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "oscar"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=needs_adapters if "adapter" in name else []) for name in COMMANDS if name != "oscar"],
+)
 def test_command(name, stocked_hub, tmp_path):
     results = run_command(COMMANDS[name], tmp_path)
     assert 0 < results["eval_loss"] < 8 and results["perplexity"] > 1
