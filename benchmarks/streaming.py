@@ -119,14 +119,15 @@ def train(tokenizer, path: Path, folder: Path, num_steps: int) -> None:
     speeds = {"streamed": [], "cached": []}
     tokenizer.save_pretrained(folder / "tokenizer")
     for repetition in range(REPETITIONS):
-        for side, flags in (("streamed", ["--streaming", "--shuffle_buffer_size", "1000"]), ("cached", [])):
+        sides = {"streamed": ["--streaming", "--shuffle_buffer_size", "1000"], "cached": []}
+        for side in sorted(sides, reverse=repetition % 2):  # each in turn the first
             out = folder / f"{side}-{repetition}"
             run_clm.main(
                 ["--model_type", "gpt2", "--config_overrides", SIZES, "--tokenizer_name", str(folder / "tokenizer"),
                  "--train_file", str(path), "--do_train", "--block_size", str(BLOCK_SIZE), "--save_strategy", "no",
                  "--per_device_train_batch_size", str(BATCH_SIZE), "--max_steps", str(num_steps),
                  "--logging_steps", str(num_steps // 2), "--disable_tqdm", "true", "--report_to", "none",
-                 "--output_dir", str(out), "--cache_dir", str(folder / "cache"), *flags]
+                 "--output_dir", str(out), "--cache_dir", str(folder / "cache"), *sides[side]]
             )  # fmt: skip
             log = json.loads((out / "trainer_state.json").read_text())["log_history"]
             speeds[side].append([entry["tokens_per_second"] for entry in log if "loss" in entry][-1])
@@ -192,7 +193,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=60, help="size of the text")
     parser.add_argument("--parts", nargs="+", default=["prepare", "train", "resume", "memory"])
     parser.add_argument("--batches", type=int, default=1500, help="to prepare in each measurement")
-    parser.add_argument("--steps", type=int, default=300, help="of each training")
+    parser.add_argument("--steps", type=int, default=80, help="of each training")
     parser.add_argument("--peak_of", help=argparse.SUPPRESS)
     flags = parser.parse_args()
     logging.disable()

@@ -31,7 +31,7 @@ READERS = {
     "parquet": ("parquet", {}),
 }
 TEXT_READER_VERSION = "1"  # part of the cache key: count it up when TextDocuments reads differently
-READ_SIZE = 10 << 20  # bytes of a .txt file in memory at a time
+READ_SIZE = 1 << 20  # bytes of a .txt file, or of a stream's .json file, in memory at a time
 PIECE_SIZE = (
     64 << 20
 )  # bytes of a .txt file that are one shard of a stream: what going on within it reads again at most
@@ -96,6 +96,8 @@ def load_files(
             return builder.as_dataset(split="train")
         builder_name, options = READERS[file_format]
         if data_args.streaming:
+            if file_format == "json":
+                options = options | {"chunksize": READ_SIZE}
             builder = datasets.load_dataset_builder(
                 builder_name, data_files=data_files, cache_dir=cache_dir, **options
             )
