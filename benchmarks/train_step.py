@@ -66,6 +66,7 @@ from utils.arguments import DataArguments, LMTrainingArguments, ModelArguments
 from utils.blocks import FramedBlocks, PackedBlocks
 from utils.collators import CausalLMCollator, MaskedLMCollator, PermutationLMCollator
 from utils.modeling import _use_fast_gelu, use_factorization_order, use_maskless_attention, use_summed_loss
+from utils.sampling import epoch_order
 from utils.token_store import TokenStore
 from utils.tokenization import frame_of
 from utils.trainer import LMTrainer
@@ -405,11 +406,14 @@ def with_adapter(model: PreTrainedModel, flags: argparse.Namespace) -> PreTraine
 
 
 def plain_trainer(**kwargs: Any) -> Trainer:
+    """The library's own, with the examples in the order in which LMTrainer takes them."""
     trainer_class = Trainer
     if hasattr(kwargs["model"], "adapters_config"):
         from adapters import AdapterTrainer as trainer_class
     trainer = trainer_class(data_collator=default_data_collator, **kwargs)
     trainer.remove_callback(PrinterCallback)
+    order = epoch_order(len(kwargs["train_dataset"]), kwargs["args"].seed, epoch=0).tolist()
+    trainer._get_train_sampler = lambda *args: order
     return trainer
 
 
