@@ -55,16 +55,17 @@ class Interruption:
     def __exit__(self, error_type: type | None, *error) -> None:
         """Give the signals back, and one that came too late to be asked for.
 
-        Not after an early end: all processes are on their way out then, and a launcher repeats its signal to all.
+        Of several processes that end early, all are on their way out, and their launcher repeats its signal to each:
+        then it is ignored.
         """
         if self._timer is not None:
             self._timer.cancel()
-        if self._old_handlers and error_type is not None and issubclass(error_type, EarlyEnd):
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            return
+        ends_early = error_type is not None and issubclass(error_type, EarlyEnd)
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
-        if self._received:
+        if self._old_handlers and ends_early and self._group is not None:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        elif self._received and not ends_early:
             os.kill(os.getpid(), self._received)
 
     def _receive(self, number: int, frame) -> None:

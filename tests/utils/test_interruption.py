@@ -26,7 +26,7 @@ def test_handlers_are_given_back(handlers):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_is_noted(number):
+def test_signal_is_noted(number, handlers):
     with pytest.raises(EarlyEnd), Interruption(max_hours=0) as interruption:
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), signal.SIGTERM)  # repeated, as launchers do: the first one counts
@@ -34,7 +34,7 @@ def test_signal_is_noted(number):
         assert interruption.agree(interruption.requested()) == number
         assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL  # the next one ends the process
         raise EarlyEnd("stopped", 128 + number)
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN  # on the way out
+    assert {number: signal.getsignal(number) for number in handlers} == handlers  # a program may go on after it
     assert reason_and_exit_code(number) == (f"stopped by {number.name}", 128 + number)
 
 
