@@ -12,22 +12,22 @@ from dataclasses import dataclass
 from transformers import AutoModelForMaskedLM, set_seed
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from utils.adapter_arguments import AdapterArguments, check_adapter_arguments
-from utils.adapter_setup import add_adapter, save_merged_model, usage_snippet
-from utils.arguments import DataArguments, LMTrainingArguments, MaskingArguments, ModelArguments
-from utils.block_stream import make_blocks
-from utils.blocks import FramedBlocks, LineBlocks, LineByLineArguments, require_one_block
-from utils.collators import MaskedLMCollator
-from utils.command_line import entry_point, parse_arguments
-from utils.corpus import load_corpus
-from utils.hub_upload import prepare_upload
-from utils.model_config import default_block_size, load_config
-from utils.modeling import load_model, use_summed_loss
-from utils.output_dir import find_checkpoint
-from utils.reports import print_counts, print_summary, write_model_card
-from utils.token_store import tokenize_documents
-from utils.tokenization import frame_of, load_tokenizer
-from utils.trainer import LMTrainer, load_metric
+from utils.config.adapter_arguments import AdapterArguments, check_adapter_arguments
+from utils.config.arguments import DataArguments, LMTrainingArguments, MaskingArguments, ModelArguments
+from utils.config.parser import entry_point, parse_arguments
+from utils.examples.collators import MaskedLMCollator
+from utils.examples.packed import FramedBlocks, LineBlocks, LineByLineArguments, require_one_block
+from utils.examples.streaming import make_blocks
+from utils.hub.upload import prepare_upload
+from utils.models.adapters import add_adapter, save_merged_model, usage_snippet
+from utils.models.loading import load_model, use_summed_loss
+from utils.models.model_config import default_block_size, load_config
+from utils.reports.reports import print_counts, print_summary, write_model_card
+from utils.text.corpus import load_corpus
+from utils.tokens.token_store import tokenize_documents
+from utils.tokens.tokenizer import frame_of, load_tokenizer
+from utils.training.output_dir import find_checkpoint
+from utils.training.trainer import LMTrainer, load_metric
 
 
 @dataclass

@@ -13,25 +13,25 @@ from functools import partial
 
 from transformers import AutoModelForPreTraining, set_seed
 
-from utils.adapter_arguments import AdapterArguments, check_adapter_arguments
-from utils.adapter_setup import add_adapter, save_merged_model, usage_snippet
-from utils.arguments import DataArguments, LMTrainingArguments, MaskingArguments, ModelArguments
-from utils.block_stream import make_blocks
-from utils.collators import PretrainingCollator
-from utils.command_line import UsageError, entry_point, parse_arguments
-from utils.corpus import load_corpus
-from utils.hub_upload import prepare_upload
-from utils.ipu_arguments import IPUArguments
-from utils.model_config import default_block_size, load_config, type_of_checkpoint_name
-from utils.modeling import load_model, use_summed_loss
-from utils.output_dir import find_checkpoint
-from utils.ready_pairs import PreprocessedPairs, TextPairs, pair_source, read_labels, text_columns
-from utils.reports import print_counts, print_summary, write_model_card
-from utils.segmentation import Segmenter
-from utils.sentence_pairs import SentencePairs
-from utils.token_store import tokenize_documents
-from utils.tokenization import load_tokenizer
-from utils.trainer import LMTrainer, load_metric
+from utils.config.adapter_arguments import AdapterArguments, check_adapter_arguments
+from utils.config.arguments import DataArguments, LMTrainingArguments, MaskingArguments, ModelArguments
+from utils.config.graphcore_arguments import IPUArguments
+from utils.config.parser import UsageError, entry_point, parse_arguments
+from utils.examples.collators import PretrainingCollator
+from utils.examples.prebuilt_pairs import PreprocessedPairs, TextPairs, pair_source, read_labels, text_columns
+from utils.examples.sentence_pairs import SentencePairs
+from utils.examples.streaming import make_blocks
+from utils.hub.upload import prepare_upload
+from utils.models.adapters import add_adapter, save_merged_model, usage_snippet
+from utils.models.loading import load_model, use_summed_loss
+from utils.models.model_config import default_block_size, load_config, type_of_checkpoint_name
+from utils.reports.reports import print_counts, print_summary, write_model_card
+from utils.text.corpus import load_corpus
+from utils.text.segmentation import Segmenter
+from utils.tokens.token_store import tokenize_documents
+from utils.tokens.tokenizer import load_tokenizer
+from utils.training.output_dir import find_checkpoint
+from utils.training.trainer import LMTrainer, load_metric
 
 
 @dataclass

@@ -31,11 +31,11 @@ from datasets import Dataset, load_dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from utils.arguments import DataArguments, LMTrainingArguments
-from utils.blocks import PackedBlocks
-from utils.corpus import load_corpus
-from utils.token_store import TokenStore, tokenize_documents
-from utils.tokenization import train_tokenizer
+from utils.config.arguments import DataArguments, LMTrainingArguments
+from utils.examples.packed import PackedBlocks
+from utils.text.corpus import load_corpus
+from utils.tokens.token_store import TokenStore, tokenize_documents
+from utils.tokens.tokenizer import train_tokenizer
 
 
 VOCAB_SIZE = 8192

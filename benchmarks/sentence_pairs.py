@@ -21,12 +21,12 @@ from pydoc_data.topics import topics
 import numpy as np
 from datasets import Dataset, load_dataset
 
-from utils.arguments import DataArguments
-from utils.collators import PretrainingCollator
-from utils.segmentation import Segmenter
-from utils.sentence_pairs import SentencePairs
-from utils.token_store import tokenize_documents
-from utils.tokenization import train_tokenizer
+from utils.config.arguments import DataArguments
+from utils.examples.collators import PretrainingCollator
+from utils.examples.sentence_pairs import SentencePairs
+from utils.text.segmentation import Segmenter
+from utils.tokens.token_store import tokenize_documents
+from utils.tokens.tokenizer import train_tokenizer
 
 
 BATCH_SIZE = 32

@@ -34,13 +34,13 @@ from torch.utils.data import DataLoader
 from transformers import default_data_collator
 
 import run_clm
-from utils.arguments import DataArguments, LMTrainingArguments
-from utils.block_stream import BlockStream, StreamLoader, make_blocks
-from utils.blocks import PackedBlocks
-from utils.collators import CausalLMCollator
-from utils.corpus import load_corpus
-from utils.token_store import tokenize_documents
-from utils.tokenization import train_tokenizer
+from utils.config.arguments import DataArguments, LMTrainingArguments
+from utils.examples.collators import CausalLMCollator
+from utils.examples.packed import PackedBlocks
+from utils.examples.streaming import BlockStream, StreamLoader, make_blocks
+from utils.text.corpus import load_corpus
+from utils.tokens.token_store import tokenize_documents
+from utils.tokens.tokenizer import train_tokenizer
 
 
 BLOCK_SIZE, BATCH_SIZE = 256, 8

@@ -60,17 +60,17 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
-from utils.adapter_arguments import AdapterArguments
-from utils.adapter_setup import Adapter, add_adapter
-from utils.arguments import DataArguments, LMTrainingArguments, ModelArguments
-from utils.blocks import FramedBlocks, PackedBlocks
-from utils.collators import CausalLMCollator, MaskedLMCollator, PermutationLMCollator
-from utils.modeling import _use_fast_gelu, use_factorization_order, use_maskless_attention, use_summed_loss
-from utils.sampling import epoch_order
-from utils.token_store import TokenStore
-from utils.tokenization import frame_of
-from utils.trainer import LMTrainer
-from utils.transformers_lines import WHY_NO_ADAPTERS
+from utils.compat import WHY_NO_ADAPTERS
+from utils.config.adapter_arguments import AdapterArguments
+from utils.config.arguments import DataArguments, LMTrainingArguments, ModelArguments
+from utils.examples.collators import CausalLMCollator, MaskedLMCollator, PermutationLMCollator
+from utils.examples.packed import FramedBlocks, PackedBlocks
+from utils.models.adapters import Adapter, add_adapter
+from utils.models.loading import _use_fast_gelu, use_factorization_order, use_maskless_attention, use_summed_loss
+from utils.tokens.token_store import TokenStore
+from utils.tokens.tokenizer import frame_of
+from utils.training.batch_sampler import epoch_order
+from utils.training.trainer import LMTrainer
 
 
 LEAST_TRAINING_RATIO = 1.0

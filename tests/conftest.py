@@ -46,8 +46,8 @@ from transformers import (  # noqa: E402
 )
 
 import run_clm  # noqa: E402
-from utils.tokenization import train_tokenizer  # noqa: E402
-from utils.transformers_lines import WHY_NO_ADAPTERS  # noqa: E402
+from utils.compat import WHY_NO_ADAPTERS  # noqa: E402
+from utils.tokens.tokenizer import train_tokenizer  # noqa: E402
 
 
 ROOT = Path(__file__).resolve().parent.parent

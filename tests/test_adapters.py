@@ -24,7 +24,7 @@ import run_clm
 import run_mlm
 import run_plm
 import run_pretraining
-from utils.adapter_arguments import safe_name
+from utils.config.adapter_arguments import safe_name
 
 
 SCRIPTS = {"gpt2": run_clm, "llama": run_clm, "bert": run_mlm, "roberta": run_mlm, "xlnet": run_plm}
@@ -196,10 +196,10 @@ def test_the_snippet_of_the_card_gives_the_model(model_type, base, train, valida
 import sys
 import numpy as np
 import torch
-from utils.blocks import FramedBlocks, PackedBlocks
-from utils.collators import CausalLMCollator, MaskedLMCollator, PermutationLMCollator
-from utils.modeling import use_factorization_order
-from utils.tokenization import frame_of
+from utils.examples.packed import FramedBlocks, PackedBlocks
+from utils.examples.collators import CausalLMCollator, MaskedLMCollator, PermutationLMCollator
+from utils.models.loading import use_factorization_order
+from utils.tokens.tokenizer import frame_of
 
 text = open({str(validation_file)!r}).read()
 ids = sum((tokenizer(line, add_special_tokens=False)["input_ids"] for line in text.splitlines(keepends=True)), [])

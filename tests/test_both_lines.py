@@ -15,8 +15,8 @@ from conftest import MASKED_SIZES, ROOT, make_lines, make_masked_model, make_mod
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForPreTraining, AutoTokenizer
 
-from utils.tokenization import train_tokenizer
-from utils.transformers_lines import IS_LINE_5
+from utils.compat import IS_LINE_5
+from utils.tokens.tokenizer import train_tokenizer
 
 
 OTHER_PYTHON = ROOT / (".venv" if IS_LINE_5 else ".venv-transformers5") / "bin" / "python"

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
 
 import run_clm
-from utils.transformers_lines import IS_LINE_5
+from utils.compat import IS_LINE_5
 
 
 HUB_KERNEL = "stranger/kernel"

@@ -17,7 +17,7 @@ import run_clm
 import run_mlm
 import run_plm
 import run_pretraining
-from utils.tokenization import train_tokenizer
+from utils.tokens.tokenizer import train_tokenizer
 
 
 SCRIPTS = {"run_clm.py": run_clm, "run_mlm.py": run_mlm, "run_plm.py": run_plm, "run_pretraining.py": run_pretraining}

@@ -21,9 +21,9 @@ import run_clm
 import run_mlm
 import run_plm
 import run_pretraining
-from utils.sharding import layer_classes
-from utils.tokenization import train_tokenizer
-from utils.transformers_lines import WHY_NO_ADAPTERS
+from utils.compat import WHY_NO_ADAPTERS
+from utils.tokens.tokenizer import train_tokenizer
+from utils.training.fsdp import layer_classes
 
 
 SCRIPTS = {"clm": run_clm, "mlm": run_mlm, "plm": run_plm, "pretraining": run_pretraining}
@@ -38,8 +38,9 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 
-from utils import arguments, token_store
-from utils.trainer import LMTrainer
+from utils.config import arguments
+from utils.tokens import token_store
+from utils.training.trainer import LMTrainer
 
 folder, seconds = Path(sys.argv[1]), float(sys.argv[2])
 rank = int(os.environ["RANK"])
@@ -262,8 +263,8 @@ import os, signal, sys
 from pathlib import Path
 
 import run_clm
-from utils import token_store
-from utils.trainer import LMTrainer
+from utils.tokens import token_store
+from utils.training.trainer import LMTrainer
 
 folder, dies = Path(sys.argv[1]), sys.argv[2] == "dies"
 build, training_step = token_store._build, LMTrainer.training_step

@@ -11,10 +11,10 @@ import run_clm
 import run_mlm
 import run_plm
 import run_pretraining
-from utils.adapter_arguments import AdapterArguments
-from utils.arguments import DataArguments, LMTrainingArguments, ModelArguments
-from utils.command_line import parse_arguments
-from utils.transformers_lines import WHY_NO_ADAPTERS
+from utils.compat import WHY_NO_ADAPTERS
+from utils.config.adapter_arguments import AdapterArguments
+from utils.config.arguments import DataArguments, LMTrainingArguments, ModelArguments
+from utils.config.parser import parse_arguments
 
 
 README = (ROOT / "README.md").read_text()

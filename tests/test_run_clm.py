@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import run_clm
-from utils import token_store
+from utils.tokens import token_store
 
 
 SCRATCH = [

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertModel
 
 import run_mlm
-from utils.collators import MaskedLMCollator
+from utils.examples.collators import MaskedLMCollator
 
 
 BERT = [

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, XLNetLMHeadModel
 
 import run_plm
-from utils.collators import PermutationLMCollator
+from utils.examples.collators import PermutationLMCollator
 
 
 XLNET = [

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForPreTraining, AutoTokenizer
 
 import run_pretraining
-from utils.collators import PretrainingCollator
-from utils.sentence_pairs import SentencePairs
-from utils.token_store import TokenStore
-from utils.tokenization import train_tokenizer
+from utils.examples.collators import PretrainingCollator
+from utils.examples.sentence_pairs import SentencePairs
+from utils.tokens.token_store import TokenStore
+from utils.tokens.tokenizer import train_tokenizer
 
 
 SIZES = "num_hidden_layers=1,hidden_size=32,intermediate_size=32,num_attention_heads=2,hidden_dropout_prob=0"

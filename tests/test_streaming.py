@@ -19,16 +19,18 @@ import run_clm
 import run_mlm
 import run_plm
 import run_pretraining
-from utils import block_stream, document_stream, text_files, token_stream
-from utils.arguments import DataArguments, LMTrainingArguments
-from utils.block_stream import StreamLoader, make_blocks
-from utils.blocks import FramedBlocks, LineBlocks, PackedBlocks
-from utils.command_line import UsageError
-from utils.corpus import load_corpus
-from utils.document_stream import DocumentStream, HeldOut
-from utils.segmentation import Segmenter
-from utils.sentence_pairs import SentencePairs
-from utils.token_store import tokenize_documents
+from utils.config.arguments import DataArguments, LMTrainingArguments
+from utils.config.parser import UsageError
+from utils.examples import streaming as block_stream
+from utils.examples.packed import FramedBlocks, LineBlocks, PackedBlocks
+from utils.examples.sentence_pairs import SentencePairs
+from utils.examples.streaming import StreamLoader, make_blocks
+from utils.text import document_stream, text_files
+from utils.text.corpus import load_corpus
+from utils.text.document_stream import DocumentStream, HeldOut
+from utils.text.segmentation import Segmenter
+from utils.tokens import token_stream
+from utils.tokens.token_store import tokenize_documents
 
 
 FRAME = ([0], [2])
@@ -420,7 +422,7 @@ def test_streamed_training_is_cached_training_in_order(tmp_path, run, checkpoint
     ]  # fmt: skip
     run(tmp_path / "streamed", *common, "--streaming", "--shuffle_buffer_size", 0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("utils.sampling.epoch_order", lambda num_examples, *args: np.arange(num_examples))
+        patch.setattr("utils.training.batch_sampler.epoch_order", lambda num_examples, *args: np.arange(num_examples))
         run(tmp_path / "cached", *common)
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("streamed", "cached")]
     assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])

@@ -28,9 +28,9 @@ import run_clm
 import run_mlm
 import run_plm
 import run_pretraining
-import utils.resumable_trainer
-from utils.checkpoints import damage, facts_of
-from utils.trainer import LMTrainer
+import utils.training.resumable_trainer
+from utils.training.checkpoint_files import damage, facts_of
+from utils.training.trainer import LMTrainer
 
 
 SECONDS = 60  # after which a process that should have ended is given up
@@ -235,7 +235,9 @@ def test_killed_while_it_saves(flags, forked, tmp_path):
     run_clm.main(["--output_dir", str(tmp_path / "twin"), *args])
 
     def before_the_name(monkeypatch, rank):
-        monkeypatch.setattr(utils.resumable_trainer, "publish", lambda *args: os.kill(os.getpid(), signal.SIGKILL))
+        monkeypatch.setattr(
+            utils.training.resumable_trainer, "publish", lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+        )
 
     def without_optimizer(monkeypatch, rank):
         plain = LMTrainer._save_optimizer_and_scheduler

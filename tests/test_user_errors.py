@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 
 import run_clm
-from utils.transformers_lines import IS_LINE_5
+from utils.compat import IS_LINE_5
 
 
 ROOT = Path(run_clm.__file__).parent
@@ -186,7 +186,9 @@ def test_output_folder_that_is_not_writable(refused_before, tmp_path, monkeypatc
     (folder if exists else folder.parent).mkdir(parents=True)
     denied = folder if exists else folder.parent
     asked = os.access
-    monkeypatch.setattr("utils.output_dir.os.access", lambda path, mode: Path(path) != denied and asked(path, mode))
+    monkeypatch.setattr(
+        "utils.training.output_dir.os.access", lambda path, mode: Path(path) != denied and asked(path, mode)
+    )
     message = refused_before("load_corpus", *SCRATCH, *DOCS, output_dir=folder)
     assert f"--output_dir {folder}: {denied} is not a folder that you may write to" in message
 

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from utils.blocks import PackedBlocks, require_one_block
-from utils.command_line import UsageError
-from utils.token_store import TokenStore
+from utils.config.parser import UsageError
+from utils.examples.packed import PackedBlocks, require_one_block
+from utils.tokens.token_store import TokenStore
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from utils.checkpoints import damage, facts_of, publish, remove, remove_leftovers, unfinished
+from utils.training.checkpoint_files import damage, facts_of, publish, remove, remove_leftovers, unfinished
 
 
 FILES = ("model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json", "run_args.yaml", "deep/part.bin")

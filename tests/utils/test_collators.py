@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from utils.collators import CausalLMCollator
+from utils.examples.collators import CausalLMCollator
 
 
 def blocks(*lengths):

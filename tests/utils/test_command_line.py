@@ -11,9 +11,10 @@ import yaml
 from conftest import ROOT, run_python
 
 from run_clm import CausalLMArguments
-from utils import arguments, command_line
-from utils.arguments import DataArguments, LMTrainingArguments, ModelArguments
-from utils.command_line import EarlyEnd, UsageError, entry_point, parse_arguments, resume_command
+from utils.config import arguments
+from utils.config import parser as command_line
+from utils.config.arguments import DataArguments, LMTrainingArguments, ModelArguments
+from utils.config.parser import EarlyEnd, UsageError, entry_point, parse_arguments, resume_command
 
 
 NEEDED = {"model_type": "gpt2", "train_tokenizer": "bpe", "train_file": ["a.txt", "b.txt"], "output_dir": "out"}
@@ -427,7 +428,7 @@ from pathlib import Path
 import torch
 import torch._dynamo  # as the scripts do: imported later, it would hold the process group
 
-from utils.command_line import entry_point
+from utils.config.parser import entry_point
 
 
 @entry_point

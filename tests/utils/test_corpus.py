@@ -17,10 +17,10 @@ import pytest
 import zstandard
 from datasets import Dataset, DatasetDict
 
-from utils import text_files
-from utils.arguments import DataArguments
-from utils.command_line import UsageError
-from utils.corpus import MOST_RUNS, hold_out, load_corpus
+from utils.config.arguments import DataArguments
+from utils.config.parser import UsageError
+from utils.text import text_files
+from utils.text.corpus import MOST_RUNS, hold_out, load_corpus
 
 
 COMPRESS = {

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from utils.divergence import DivergenceWatch, are_finite
+from utils.training.divergence import DivergenceWatch, are_finite
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

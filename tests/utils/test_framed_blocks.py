@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from utils.blocks import FramedBlocks, LineBlocks, require_one_block
-from utils.command_line import UsageError
-from utils.token_store import TokenStore
+from utils.config.parser import UsageError
+from utils.examples.packed import FramedBlocks, LineBlocks, require_one_block
+from utils.tokens.token_store import TokenStore
 
 
 LENGTHS = [5, 0, 12, 1, 30, 0, 0, 7, 2, 0]

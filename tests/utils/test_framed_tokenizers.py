@@ -6,9 +6,9 @@ from datasets import Dataset
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from utils.arguments import ModelArguments
-from utils.command_line import UsageError
-from utils.tokenization import frame_of, load_tokenizer, train_tokenizer
+from utils.config.arguments import ModelArguments
+from utils.config.parser import UsageError
+from utils.tokens.tokenizer import frame_of, load_tokenizer, train_tokenizer
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])

@@ -5,8 +5,8 @@ import signal
 
 import pytest
 
-from utils.command_line import EarlyEnd
-from utils.interruption import TIME_IS_UP, Interruption, reason_and_exit_code
+from utils.config.parser import EarlyEnd
+from utils.training.signals import TIME_IS_UP, Interruption, reason_and_exit_code
 
 
 @pytest.fixture(autouse=True)

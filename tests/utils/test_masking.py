@@ -7,8 +7,8 @@ import pytest
 import torch
 from conftest import make_lines
 
-from utils.collators import MaskedLMCollator
-from utils.tokenization import train_tokenizer
+from utils.examples.collators import MaskedLMCollator
+from utils.tokens.tokenizer import train_tokenizer
 
 
 def make_examples(tokenizer, lengths, epoch: int = 0, words: bool = False) -> list[dict]:

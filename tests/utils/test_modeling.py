@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.activations import NewGELUActivation
 
-from utils.modeling import MASKLESS_MODELS, _use_fast_gelu, score, use_maskless_attention, use_summed_loss
+from utils.models.loading import MASKLESS_MODELS, _use_fast_gelu, score, use_maskless_attention, use_summed_loss
 
 
 def right_padded_batch(vocab_size: int) -> dict[str, torch.Tensor]:

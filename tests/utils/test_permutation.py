@@ -9,8 +9,8 @@ import torch
 from conftest import make_xlnet
 from torch.nn.functional import cross_entropy
 
-from utils.collators import PermutationLMCollator
-from utils.modeling import use_factorization_order, use_summed_loss
+from utils.examples.collators import PermutationLMCollator
+from utils.models.loading import use_factorization_order, use_summed_loss
 
 
 def make_examples(tokenizer, lengths, epoch: int = 0) -> list[dict]:

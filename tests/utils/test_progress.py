@@ -6,7 +6,7 @@ import pytest
 
 from utils import progress as progress_module
 from utils.progress import clock, progress
-from utils.training_log import evaluation_line, training_line
+from utils.training.log_callbacks import evaluation_line, training_line
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00:00"), (59.6, "0:01:00"), (3723, "1:02:03"), (-5, "0:00:00")])

@@ -8,7 +8,7 @@ import torch
 from accelerate import skip_first_batches
 from torch.utils.data import Dataset
 
-from utils.sampling import EpochBatches, StandIn, TrainingLoader, epoch_order
+from utils.training.batch_sampler import EpochBatches, StandIn, TrainingLoader, epoch_order
 
 
 class Numbers(Dataset):

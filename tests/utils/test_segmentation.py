@@ -5,11 +5,11 @@ import pytest
 from conftest import make_lines
 from datasets import Dataset
 
-import utils.segmentation
-from utils.arguments import DataArguments
-from utils.segmentation import Segmenter
-from utils.token_store import TokenStore, tokenize_documents
-from utils.tokenization import train_tokenizer
+import utils.text.segmentation
+from utils.config.arguments import DataArguments
+from utils.text.segmentation import Segmenter
+from utils.tokens.token_store import TokenStore, tokenize_documents
+from utils.tokens.tokenizer import train_tokenizer
 
 
 def document_text(row: dict) -> str | None:
@@ -92,8 +92,8 @@ def test_what_decides_the_segments_is_in_the_cache_key(store_of, monkeypatch):
     paths = [path(), path("line"), path("sentence", "en"), path("sentence", "de")]
     assert len(set(paths)) == 4
     assert path("line", "de") == path("line")  # lines have no language
-    monkeypatch.setattr(utils.segmentation, "version", lambda package: "another")
+    monkeypatch.setattr(utils.text.segmentation, "version", lambda package: "another")
     assert path("sentence", "en") not in paths
     assert path("line") in paths
-    monkeypatch.setattr(utils.segmentation, "SEGMENTATION_VERSION", 0)
+    monkeypatch.setattr(utils.text.segmentation, "SEGMENTATION_VERSION", 0)
     assert path("line") not in paths

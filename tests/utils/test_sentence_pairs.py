@@ -11,10 +11,10 @@ import pytest
 from datasets import Dataset, DatasetDict
 from torch.utils.data import DataLoader
 
-from utils.command_line import UsageError
-from utils.ready_pairs import PreprocessedPairs, TextPairs, pair_source, read_labels, text_columns
-from utils.sentence_pairs import SentencePairs, truncate_pair
-from utils.token_store import TokenStore
+from utils.config.parser import UsageError
+from utils.examples.prebuilt_pairs import PreprocessedPairs, TextPairs, pair_source, read_labels, text_columns
+from utils.examples.sentence_pairs import SentencePairs, truncate_pair
+from utils.tokens.token_store import TokenStore
 
 
 FIRST = 1000  # the first token of a store, so that token - FIRST is its place

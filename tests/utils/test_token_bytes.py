@@ -5,8 +5,8 @@ import pytest
 from conftest import make_lines
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from utils.token_bytes import TokenBytes
-from utils.tokenization import train_tokenizer
+from utils.tokens.token_bytes import TokenBytes
+from utils.tokens.tokenizer import train_tokenizer
 
 
 TEXTS = [

@@ -13,11 +13,11 @@ from datasets import Dataset
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from utils import token_store
-from utils.arguments import DataArguments
-from utils.command_line import UsageError
-from utils.token_store import TokenStore, tokenize_documents
-from utils.tokenization import train_tokenizer
+from utils.config.arguments import DataArguments
+from utils.config.parser import UsageError
+from utils.tokens import token_store
+from utils.tokens.token_store import TokenStore, tokenize_documents
+from utils.tokens.tokenizer import train_tokenizer
 
 
 def document_text(row: dict) -> str | None:

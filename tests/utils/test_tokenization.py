@@ -5,10 +5,10 @@ from conftest import make_lines
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-from utils import tokenization
-from utils.arguments import ModelArguments
-from utils.command_line import UsageError
-from utils.tokenization import load_tokenizer, train_tokenizer
+from utils.config.arguments import ModelArguments
+from utils.config.parser import UsageError
+from utils.tokens import tokenizer as tokenization
+from utils.tokens.tokenizer import load_tokenizer, train_tokenizer
 
 
 TEXTS = ["The cat  sat.\n\nA new\tline, é 日本\n", " leading and trailing \n"]

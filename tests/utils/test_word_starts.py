@@ -9,13 +9,13 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from utils import token_store
-from utils.arguments import DataArguments
-from utils.blocks import FramedBlocks
-from utils.collators import MaskedLMCollator
-from utils.command_line import UsageError
-from utils.token_store import TokenStore, tokenize_documents
-from utils.tokenization import frame_of, train_tokenizer
+from utils.config.arguments import DataArguments
+from utils.config.parser import UsageError
+from utils.examples.collators import MaskedLMCollator
+from utils.examples.packed import FramedBlocks
+from utils.tokens import token_store
+from utils.tokens.token_store import TokenStore, tokenize_documents
+from utils.tokens.tokenizer import frame_of, train_tokenizer
 
 
 TEXTS = [

@@ -1,0 +1,1 @@
+"""The flags: one dataclass for each group, and the parser that reads them."""

@@ -1,0 +1,298 @@
+"""How a script is called: flags, or one .json/.yaml file and flags over it; a user's mistake ends in one line."""
+
+import argparse
+import atexit
+import dataclasses
+import difflib
+import functools
+import gc
+import inspect
+import json
+import logging
+import os
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import transformers
+import yaml
+from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
+
+from utils.compat import FLAGS_OF_THE_OTHER_LINE
+from utils.launch import first_to_fail, is_loss_of_others, launch, launched_processes
+
+
+logger = logging.getLogger(__name__)
+
+LOST_PROCESS = (
+    "another process of this job has ended or does not answer (its output says why); the same command goes on from "
+    "the newest checkpoint, if there is one"
+)
+
+NO_TPU_FLAG = (
+    "--tpu was TensorFlow's: on a TPU machine with torch_xla, accelerate launch --tpu --num_processes 8 (or another "
+    "spawner of _mp_fn) runs this script; leave the flag out"
+)
+
+
+SECRETS = ("token", "hub_token", "push_to_hub_token")  # flags whose values are kept out of all that is written
+
+
+class UsageError(ValueError):
+    """A mistake that the user can mend. The message is one line that names the flag or file and the way out."""
+
+
+class EarlyEnd(Exception):
+    """All processes end before the run is complete, for a reason that one line tells.
+
+    Args:
+        message: that line.
+        exit_code: of every process.
+        resume_flags: what the command that goes on has beside the flags of this one; None if it should not go on.
+    """
+
+    def __init__(self, message: str, exit_code: int, resume_flags: list[str] | None = None):
+        super().__init__(message)
+        self.exit_code = exit_code
+        self.resume_flags = resume_flags
+
+
+def entry_point(main: Callable) -> Callable:
+    """Make `main(args)` a script's way in: what the user can understand ends in one line, without a traceback.
+
+    Exit code 2 for a `UsageError`; that of an `EarlyEnd`, which the first process prints, with the command that
+    resumes; 130 for Ctrl-C. Of several processes, all find the same mistake, or one fails and the others miss it: the
+    first of each machine prints its error, another one ends in silence.
+    """
+    script = Path(inspect.getfile(main))
+
+    @functools.wraps(main)
+    def run(args: list[str] | None = None):
+        def tell(line: str) -> None:
+            print(f"{script.name}: {' '.join(line.split())}", file=sys.stderr, flush=True)
+
+        exit_code, result = 0, None
+        try:
+            result = main(args)
+        except UsageError as error:
+            with first_to_fail() as is_first:
+                if is_first:
+                    tell(f"error: {error}")
+            raise SystemExit(2) from error
+        except KeyboardInterrupt:
+            with first_to_fail() as is_first:
+                if is_first:
+                    tell("interrupted")
+            raise SystemExit(128 + signal.SIGINT) from None
+        except EarlyEnd as end:
+            if int(os.environ.get("RANK", 0)) == 0:
+                tell(str(end))
+                if end.resume_flags is not None:
+                    tell(f"to go on: {resume_command(script, args, end.resume_flags)}")
+            exit_code = end.exit_code
+        except Exception as error:
+            if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+                raise
+            with first_to_fail() as is_first:
+                if is_first and is_loss_of_others(error):
+                    tell(f"error: {LOST_PROCESS}: {error}")
+                elif is_first:
+                    traceback.print_exc()
+            raise SystemExit(1) from error
+        atexit.register(_end_process_group)  # not after an error: other processes may be stuck, this one is to leave
+        if exit_code:  # here, where nothing refers to the training any more: the dataloader's workers have ended
+            raise SystemExit(exit_code)
+        return result
+
+    return run
+
+
+def resume_command(script: Path, args: list[str] | None, flags: list[str]) -> str:
+    """The command of this run and `flags`, quoted for a shell, without tokens.
+
+    Args:
+        args: what main was called with; None for the command line. Then the whole of it is repeated as it was given;
+            under torchrun and `accelerate launch`, whose processes know nothing of their launcher's flags, it is the
+            launcher's, which Linux tells (else torchrun with the number of processes).
+    """
+    if args is not None:
+        words = ["python", str(script), *args]
+    elif "TORCHELASTIC_RUN_ID" not in os.environ:
+        words = sys.orig_argv
+    else:
+        launcher = Path(f"/proc/{os.getppid()}/cmdline")
+        sizes = ["--nnodes", os.environ["GROUP_WORLD_SIZE"], "--nproc_per_node", os.environ["LOCAL_WORLD_SIZE"]]
+        words = ["torchrun", *sizes, *sys.argv]
+        if launcher.is_file():
+            words = launcher.read_bytes().decode().rstrip("\0").split("\0")
+    words = [*words, *flags]
+    for place, word in enumerate(words):
+        flag = word.removeprefix("--").split("=")[0]
+        if word.startswith("--") and flag in SECRETS and "=" in word:
+            words[place] = f"--{flag}=..."
+        elif word.startswith("--") and flag in SECRETS and place + 1 < len(words):
+            words[place + 1] = "..."
+    return shlex.join(words)
+
+
+def _end_process_group() -> None:
+    """Leave the process group, if there is one, and wait until its threads have ended.
+
+    A thread of gloo that still holds a tensor while the interpreter shuts down aborts the process, after a run in
+    which all went well (pytorch issue 190489). The threads end with the last reference to the group, and the models
+    that refer to it are in cycles.
+    """
+    if torch.distributed.is_initialized():
+        gc.collect()
+        torch.distributed.destroy_process_group()
+
+
+def parse_arguments(*dataclass_types: type, args: list[str] | None = None) -> tuple:
+    """Read the command line into one instance of each dataclass.
+
+    If the command line asks for several processes (`--num_processes`, by default one for each GPU) and no launcher
+    has started them, this process starts them with the same command line, waits for them and exits with their code.
+
+    Args:
+        dataclass_types: dataclasses whose fields are the flags. The one that has a field `run_args` (not a flag)
+            gets there what was given, as `{flag: value}`, without the flags left at their defaults and without tokens.
+        args: the words after the script's name; None means `sys.argv[1:]`. A first word that ends in .json, .yaml
+            or .yml is a file of flags; flags after it win over the file.
+
+    Raises:
+        UsageError: an unknown flag or key (with the nearest real one), a value of the wrong type, a file that is
+            missing or malformed, or whatever a dataclass refuses in its `__post_init__`.
+    """
+    _set_up_logging()
+    parser = _FlagParser(dataclass_types, allow_abbrev=False)
+    is_script = args is None  # and not a function that a program calls, which is to return
+    args = list(sys.argv[1:] if args is None else args)
+    if args and args[0].endswith((".json", ".yaml", ".yml")):
+        args = _flags_in_file(Path(args[0]), parser) + args[1:]
+    given = parser.given(args)
+    num_processes = _processes_to_start(given, is_script)
+    if num_processes > 1:
+        logger.info("starting %d processes%s", num_processes, "" if _on_cpu(given) else ", one for each GPU")
+        raise SystemExit(launch(sys.argv, num_processes))
+    try:
+        *parsed, unknown = parser.parse_args_into_dataclasses(
+            args, return_remaining_strings=True, look_for_args_file=False
+        )
+    except UsageError:
+        raise
+    except json.JSONDecodeError as error:
+        flag = next((flag for flag, value in given.items() if value == error.doc), "")
+        raise UsageError(f"--{flag} {error.doc}: not valid JSON: {error.msg}") from error
+    except (ValueError, OSError, ImportError) as error:  # what transformers' TrainingArguments refuses
+        raise UsageError(str(error)) from error
+    assert not unknown  # parser.given() has refused them
+    for arguments in parsed:
+        if any(field.name == "run_args" for field in dataclasses.fields(arguments)):
+            # They are part of TrainingArguments, which TensorBoard and other loggers write down.
+            arguments.run_args = {flag: value for flag, value in given.items() if flag not in SECRETS}
+    return tuple(parsed)
+
+
+def _processes_to_start(given: dict, is_script: bool) -> int:
+    """How many processes this one is to start in its place; 1 if it is to do the work itself."""
+    asked_for = given.get("num_processes")
+    if asked_for is not None and asked_for < 1:
+        raise UsageError(f"--num_processes {asked_for}: give 1 or more")
+    started = launched_processes()
+    if started is not None:
+        if asked_for not in (None, started):
+            raise UsageError(f"--num_processes {asked_for}, but the launcher has started {started}: leave it out")
+        return 1
+    if not is_script:
+        if (asked_for or 1) > 1:
+            raise UsageError(f"--num_processes {asked_for} works on the command line, not in a call of main(args)")
+        return 1
+    if given.get("preprocess_only"):  # which uses all cores by itself
+        return 1
+    if _on_cpu(given):
+        return asked_for or 1
+    num_gpus = torch.accelerator.device_count()
+    if (asked_for or 1) > num_gpus:
+        raise UsageError(f"--num_processes {asked_for}: there are {num_gpus} GPUs here; give less, or --use_cpu")
+    return asked_for or num_gpus
+
+
+def _on_cpu(given: dict) -> bool:
+    return not torch.accelerator.is_available() or any(given.get(flag) for flag in ("use_cpu", "no_cuda"))
+
+
+class _FlagParser(HfArgumentParser):
+    """HfArgumentParser that raises UsageError instead of printing its usage, and takes `--flag` for a bool | None."""
+
+    def __init__(self, dataclass_types: tuple[type, ...], **kwargs):
+        super().__init__(dataclass_types, **kwargs)
+        for action in self._actions:
+            if action.type is string_to_bool and action.nargs is None:
+                action.nargs, action.const = "?", True
+
+    def error(self, message: str):
+        raise UsageError(message)
+
+    def given(self, args: list[str]) -> dict:
+        """The flags in `args` with their values, those alone."""
+        defaults = [(action, action.default, action.required) for action in self._actions]
+        for action in self._actions:
+            action.default, action.required = argparse.SUPPRESS, False
+        namespace, unknown = self.parse_known_args(args)
+        for action, default, required in defaults:
+            action.default, action.required = default, required
+        if unknown and unknown[0].split("=")[0] == "--tpu":
+            raise UsageError(NO_TPU_FLAG)
+        if unknown:
+            raise UsageError(f"unknown flag {unknown[0]}{self.nearest(unknown[0])}")
+        return vars(namespace)
+
+    def nearest(self, flag: str) -> str:
+        """` (did you mean --real_flag?)`, or what to do about a flag that only the other line of transformers has."""
+        name = flag.split("=")[0]
+        if name in FLAGS_OF_THE_OTHER_LINE:
+            return f" in transformers {transformers.__version__}: {FLAGS_OF_THE_OTHER_LINE[name]}"
+        close = difflib.get_close_matches(name, self._option_string_actions, n=1)
+        return f" (did you mean {close[0]}?)" if close else " (--help lists the flags)"
+
+
+def _flags_in_file(path: Path, parser: _FlagParser) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot read this file of flags: {error}") from error
+    try:
+        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path}: not valid {path.suffix[1:].upper()}: {error}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}: expected one `flag: value` for each flag")
+    flags = []
+    for key, value in values.items():
+        option = f"--{key}"
+        if option not in parser._option_string_actions:
+            raise UsageError(f"{path}: unknown flag {key}{parser.nearest(option)}")
+        if isinstance(value, list):
+            flags += [option, *map(str, value)]
+        elif value is not None:
+            is_json = isinstance(value, (bool, dict))
+            flags.append(f"{option}={json.dumps(value) if is_json else value}")
+    return flags
+
+
+def _set_up_logging() -> None:
+    """Our lines from INFO on by the first process, errors alone by the others; the libraries' from WARNING on."""
+    logging.basicConfig(format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    if not sys.stderr.isatty():
+        transformers.logging.disable_progress_bar()
+    is_main_process = int(os.environ.get("RANK", 0)) == 0
+    logging.getLogger("utils").setLevel(logging.INFO if is_main_process else logging.ERROR)
+    logging.getLogger("utils.progress").setLevel(logging.INFO)  # of whichever process does the work for all
+    if not is_main_process:
+        logging.getLogger().setLevel(logging.ERROR)
+        transformers.logging.set_verbosity_error()

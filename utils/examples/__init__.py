@@ -1,0 +1,1 @@
+"""Token ids to training examples, and examples to batches."""

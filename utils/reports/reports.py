@@ -1,0 +1,219 @@
+"""What a run leaves for its readers: a plot of the losses, the model card, a summary on the terminal."""
+
+import math
+import platform
+from pathlib import Path
+
+import accelerate
+import datasets
+import matplotlib
+import tokenizers
+import torch
+import transformers
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
+from matplotlib.figure import Figure
+
+from utils.config.arguments import DataArguments, LMTrainingArguments, ModelArguments
+from utils.examples.packed import PackedBlocks
+from utils.training.trainer import LMTrainer
+
+
+SHOWN_ARGUMENTS = (
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "warmup_ratio", "optim", "adam_beta1", "adam_beta2",
+    "weight_decay", "max_grad_norm", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "world_size", "bf16", "fp16", "seed",
+)  # fmt: skip
+
+
+def plot_losses(log_history: list[dict], path: str | Path) -> None:
+    """Draw training and evaluation loss (nats per target) over the steps into a PNG file."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for key, label, style in (("loss", "training", "-"), ("eval_loss", "evaluation", "o-")):
+        points = [(log["step"], log[key]) for log in log_history if key in log]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label, markersize=4, linewidth=1.5)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss (nats per target)")
+    axes.set_title("Loss")
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def write_model_card(
+    trainer: LMTrainer,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    results: dict[str, float],
+    task: str,
+    objective: str,
+    snippet: str,
+    objective_settings: dict | None = None,
+) -> None:
+    """Write README.md, the model card, and loss.png beside the saved model.
+
+    Args:
+        results: what all_results.json holds.
+        task: the hub's task tag, for instance text-generation.
+        objective: a sentence that says what the loss is, and so the perplexity.
+        snippet: Python code that uses the model, with `{model}` for its name.
+        objective_settings: what the objective adds to the table of hyper-parameters.
+    """
+    args = trainer.args
+    output_dir = Path(args.output_dir)
+    plot_losses(trainer.state.log_history, output_dir / "loss.png")
+    name = args.hub_model_id or str(output_dir)
+    corpus = corpus_name(data_args)
+    hub_dataset = hub_name(data_args.dataset_name)
+    metrics = {
+        "eval_loss": "Loss",
+        "perplexity": "Perplexity",
+        "bits_per_byte": "Bits per byte",
+        "eval_accuracy": "Accuracy",
+    }
+    for loss in trainer.losses:
+        metrics |= {f"{loss}_loss": f"{loss.upper()} loss", f"{loss}_accuracy": f"{loss.upper()} accuracy"}
+    eval_results = [
+        EvalResult(
+            task_type=task,
+            dataset_type=hub_dataset or "text",
+            dataset_name=corpus,
+            dataset_config=data_args.dataset_config_name,
+            dataset_split="validation",
+            dataset_revision=data_args.dataset_revision,
+            metric_type=key.removeprefix("eval_"),
+            metric_name=metrics[key],
+            metric_value=results[key],
+        )
+        for key in metrics
+        if math.isfinite(results.get(key, math.nan))
+    ]
+    base_card = card_of_base(model_args)
+    metadata = ModelCardData(
+        model_name=Path(name).name,
+        library_name="transformers" if trainer.adapter is None else "adapters",
+        pipeline_tag=task,
+        tags=["generated-from-trainer", trainer.model.config.model_type],
+        datasets=[hub_dataset] if hub_dataset else None,
+        base_model=hub_name(model_args.model_name_or_path),
+        # The base's licence holds for what is made of it. Its other terms are in fields of their own.
+        **{key: base_card[key] for key in ("license", "license_name", "license_link") if base_card.get(key)},
+        eval_results=eval_results or None,
+    )
+    origin = f"`{model_args.model_name_or_path}`" if model_args.model_name_or_path else "random weights"
+    num_parameters = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
+    what, preposition = type(trainer.model).__name__, "from"
+    if trainer.adapter is not None:
+        origin = "random weights, which are saved with it" if trainer.adapter.base is None else origin
+        what, preposition = f"The adapter `{trainer.adapter.name}` of {what}", "for"
+    settings = {"block_size": trainer.train_dataset.block_size, "steps": trainer.state.max_steps}
+    settings |= (objective_settings or {}) | {key: getattr(args, key) for key in SHOWN_ARGUMENTS}
+    versions = {
+        "Python": platform.python_version(),
+        **{module.__name__: module.__version__ for module in (torch, transformers, datasets, tokenizers, accelerate)},
+    }
+    text = f"""---
+{metadata.to_yaml()}
+---
+
+# {Path(name).name}
+
+{what}, {num_parameters:,} parameters, trained {preposition} {origin} on {corpus}. {objective}
+
+## Use
+
+```python
+{snippet.replace("{model}", name)}
+```
+
+## Results
+
+{_table(("result", "value"), results)}
+
+![Training and evaluation loss over the steps](loss.png)
+
+## Training
+
+Text: {corpus}. The flags are in [run_args.yaml](run_args.yaml), which repeats the run.
+
+{_table(("hyper-parameter", "value"), settings)}
+
+## Versions
+
+{_table(("package", "version"), versions)}
+"""
+    ModelCard(text).save(output_dir / "README.md")
+
+
+def hub_name(name: str | None) -> str | None:
+    """The name, if it is one on the hub, which refuses a card that names a folder as a data set or base model."""
+    return None if not name or Path(name).exists() or name.startswith("builtin/") else name
+
+
+def card_of_base(model_args: ModelArguments) -> dict:
+    """The metadata of the base model's card; nothing if there is no base, no card, or no way to it."""
+    name = model_args.model_name_or_path
+    if not name:
+        return {}
+    try:
+        path = Path(name) / "README.md"
+        if not Path(name).exists():
+            options = {"revision": model_args.model_revision, "token": model_args.token}
+            path = hf_hub_download(name, "README.md", cache_dir=model_args.cache_dir, **options)
+        return ModelCard.load(path).data.to_dict()
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+
+
+def corpus_name(data_args: DataArguments) -> str:
+    """The source of the text, as the flags name it."""
+    if data_args.dataset_name:
+        return " ".join(filter(None, (data_args.dataset_name, data_args.dataset_config_name)))
+    if data_args.dataset_path:
+        return data_args.dataset_path
+    return ", ".join([*(data_args.train_file or []), *(data_args.validation_file or [])])
+
+
+def print_summary(results: dict[str, float], output_dir: str) -> None:
+    """The figures that one looks for first, and where the rest is."""
+    formats = {
+        "perplexity": ".3f",
+        "bits_per_byte": ".4f",
+        "train_tokens_per_second": ",.0f",
+        "eval_tokens_per_second": ",.0f",
+    }
+    formats |= {key: ".4f" for key in results if key.endswith("_accuracy") and key != "eval_accuracy"}
+    print()
+    for key, number_format in formats.items():
+        if key in results:
+            print(f"{key.replace('_', ' '):>23}  {results[key]:{number_format}}")
+    print(f"{'results':>23}  {output_dir}", flush=True)
+
+
+def print_counts(datasets_by_split: dict[str, PackedBlocks], training_args: LMTrainingArguments) -> None:
+    """What `--preprocess_only` has to say: the size of each split, and the steps of an epoch with these flags."""
+    for split, blocks in datasets_by_split.items():
+        stores = getattr(blocks, "stores", None) or [blocks.store]
+        num_tokens, num_bytes = sum(len(store.tokens) for store in stores), sum(store.num_bytes for store in stores)
+        print(
+            f"{split}: {sum(store.num_documents for store in stores):,} documents, "
+            f"{num_tokens:,} tokens, {num_bytes:,} bytes, {len(blocks):,} blocks of {blocks.block_size:,}"
+        )
+    if "train" in datasets_by_split:
+        batch_size = training_args.train_batch_size * training_args.world_size
+        batches = math.ceil(len(datasets_by_split["train"]) / batch_size)
+        print(f"steps per epoch: {math.ceil(batches / training_args.gradient_accumulation_steps):,}")
+
+
+def _table(header: tuple[str, str], rows: dict) -> str:
+    def shown(value) -> str:
+        return f"{value:.6g}" if isinstance(value, float) else str(getattr(value, "value", value))
+
+    lines = [f"| {header[0]} | {header[1]} |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {key} | {shown(value)} |" for key, value in rows.items())])
+
+
+matplotlib.use("agg")  # no window, also on a desktop

@@ -1,0 +1,1 @@
+"""Where documents come from: the Hub, files, saved data sets and streams."""

@@ -1,0 +1,274 @@
+"""Local files -> documents: .txt by our own reader, the other formats by `datasets`; plain or compressed."""
+
+import glob
+import json
+import lzma
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import fsspec
+import pyarrow as pa
+from datasets import Dataset, IterableDataset
+
+from utils.config.arguments import DataArguments
+from utils.config.parser import UsageError
+from utils.fingerprint import fingerprint
+
+
+FORMATS = {".txt": "text", ".csv": "csv", ".tsv": "tsv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
+# The builder of `datasets` and its options. "utf8" and not "utf-8", for which the JSON builder skips the decoding that
+# finds wrong bytes; without keep_default_na=False a text such as "NA" or "None" would be read as no text.
+READERS = {
+    "csv": ("csv", {"encoding": "utf8", "keep_default_na": False}),
+    "tsv": ("csv", {"encoding": "utf8", "keep_default_na": False, "sep": "\t"}),
+    "json": ("json", {"encoding": "utf8"}),
+    "parquet": ("parquet", {}),
+}
+TEXT_READER_VERSION = "1"  # part of the cache key: count it up when TextDocuments reads differently
+READ_SIZE = 1 << 20  # bytes of a .txt file, or of a stream's .json file, in memory at a time
+PIECE_SIZE = (
+    64 << 20
+)  # bytes of a .txt file that are one shard of a stream: what going on within it reads again at most
+
+
+def find_files(flag: str, paths: list[str]) -> list[str]:
+    """The files that paths, globs and folders stand for, those of a folder or glob sorted by name.
+
+    Raises:
+        UsageError: a path at which there is nothing, or nothing of a format that is read; or files of several formats.
+    """
+    files = []
+    for path in map(str, map(Path.expanduser, map(Path, paths))):
+        if Path(path).is_dir():
+            found = [str(file) for file in sorted(Path(path).rglob("*")) if file.is_file() and _format_of(str(file))]
+            if not found:
+                raise UsageError(f"{flag} {path}: the folder holds no file of {' '.join(FORMATS)}")
+        elif Path(path).is_file():
+            if not _format_of(path):
+                raise UsageError(
+                    f"{flag} {path}: the name must end in one of {' '.join(FORMATS)} (then .gz or the like)"
+                )
+            found = [path]
+        else:
+            found = [file for file in sorted(glob.glob(path, recursive=True)) if _format_of(file)]
+            if not found:
+                kind = "no file matches" if glob.has_magic(path) else "there is no such file or folder"
+                raise UsageError(f"{flag} {path}: {kind}")
+        files += found
+    formats = {_format_of(file): file for file in files}
+    if len(formats) > 1:
+        raise UsageError(f"{flag}: files of one format at a time, not {' and '.join(sorted(formats.values()))}")
+    return files
+
+
+def load_files(
+    flag: str, files: list[str], data_args: DataArguments, cache_dir: str | None
+) -> Dataset | IterableDataset:
+    """Read files of one format, in their order, into a data set that `datasets` keeps in its cache.
+
+    With `--streaming`, into one that reads them when it is gone through, from shards: the files, or pieces of large
+    .txt files.
+
+    Raises:
+        UsageError: text that is not UTF-8 (which file, which byte), malformed JSON (which line), a file that cannot be
+            decompressed, or no text at all.
+    """
+    file_format = _format_of(files[0])
+    try:
+        data_files = {"train": [glob.escape(file) for file in files]}  # `datasets` would take [1] for a pattern
+        if file_format == "text":
+            builder = TextDocuments(
+                cache_dir=cache_dir,
+                data_files=data_files,
+                document_by=data_args.document_by,
+                keep_linebreaks=data_args.keep_linebreaks,
+                hash=TEXT_READER_VERSION,
+            )
+            if data_args.streaming:
+                return builder.as_streaming_dataset(split="train")
+            builder.download_and_prepare()
+            return builder.as_dataset(split="train")
+        builder_name, options = READERS[file_format]
+        if data_args.streaming:
+            if file_format == "json":
+                options = options | {"chunksize": READ_SIZE}
+            builder = datasets.load_dataset_builder(
+                builder_name, data_files=data_files, cache_dir=cache_dir, **options
+            )
+            return builder.as_streaming_dataset(split="train")
+        if file_format == "parquet":  # the other builders decompress by themselves
+            download_config = datasets.DownloadConfig(cache_dir=cache_dir)
+            data_files = {"train": datasets.DownloadManager(download_config=download_config).extract(files)}
+        return datasets.load_dataset(builder_name, data_files=data_files, cache_dir=cache_dir, **options)["train"]
+    except Exception as error:
+        raise explain(error, flag, files) from error
+
+
+def files_fingerprint(files: list[str], data_args: DataArguments) -> str:
+    """What decides the documents that a stream of these files gives: names, sizes, times, and how they are read."""
+    stats = [(file, os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in map(os.path.abspath, files)]
+    return fingerprint(
+        version=TEXT_READER_VERSION,
+        files=stats,
+        document_by=data_args.document_by,
+        keep_linebreaks=data_args.keep_linebreaks,
+        piece_size=PIECE_SIZE,
+    )
+
+
+@dataclass
+class TextDocumentsConfig(datasets.BuilderConfig):
+    """How .txt files are cut into documents; see DataArguments."""
+
+    document_by: str = "line"
+    keep_linebreaks: bool = True
+
+
+class TextDocuments(datasets.ArrowBasedBuilder):
+    """.txt files -> documents, one Arrow row each, cached by `datasets`.
+
+    Its own reader since the one in `datasets` also splits at a lone carriage return, and cuts paragraphs at every
+    second newline. Lines end at "\\n" alone. With `keep_linebreaks` the documents put together are the file, byte for
+    byte, however they are cut.
+    """
+
+    BUILDER_CONFIG_CLASS = TextDocumentsConfig
+
+    def _info(self) -> datasets.DatasetInfo:
+        return datasets.DatasetInfo(features=datasets.Features({"text": datasets.Value("large_string")}))
+
+    def _split_generators(self, dl_manager) -> list[datasets.SplitGenerator]:
+        return [
+            datasets.SplitGenerator(name=split, gen_kwargs={"pieces": _pieces(files, self.config.document_by)})
+            for split, files in self.config.data_files.items()
+        ]
+
+    def _generate_tables(self, pieces: list[tuple[str, int, int | None]]) -> Iterator[tuple[tuple, pa.Table]]:
+        for index, piece in enumerate(pieces):
+            for part, documents in enumerate(
+                _read_documents(*piece, self.config.document_by, self.config.keep_linebreaks)
+            ):
+                yield (index, part), pa.table({"text": pa.array(documents, pa.large_string())})
+
+
+def _pieces(files: list[str], document_by: str) -> list[tuple[str, int, int | None]]:
+    """Where in the files a reader may begin, each as a file with its first byte and the first one after (None: all).
+
+    Where lines are documents and the file is not compressed, a piece is the lines that begin in a stretch of bytes.
+    """
+    pieces = []
+    for file in files:
+        if document_by == "line" and not file.endswith(COMPRESSIONS) and os.path.getsize(file) > PIECE_SIZE:
+            pieces += [(file, start, start + PIECE_SIZE) for start in range(0, os.path.getsize(file), PIECE_SIZE)]
+        else:
+            pieces.append((file, 0, None))
+    return pieces
+
+
+def _read_documents(
+    file: str, start: int, end: int | None, document_by: str, keep_linebreaks: bool
+) -> Iterator[list[str]]:
+    rest = ""
+    for text in _read_text(file, start, end):
+        text = rest + text
+        if document_by == "file":
+            rest = text
+            continue
+        if document_by == "line":
+            documents = text.split("\n")
+            rest = documents.pop()
+            documents = [line + "\n" for line in documents]
+        else:  # a document ends with the last of its blank lines, so the text after it must have begun
+            edges = [match.end() for match in re.finditer(r"(?<=\S)[^\S\n]*\n([^\S\n]*\n)+(?=[^\S\n]*\S)", text)]
+            documents = [text[start:end] for start, end in zip([0, *edges], edges, strict=False)]
+            rest = text[edges[-1] :] if edges else text
+        yield [_strip_linebreaks(document, document_by, keep_linebreaks) for document in documents]
+    if rest:
+        yield [_strip_linebreaks(rest, document_by, keep_linebreaks)]
+
+
+def _strip_linebreaks(document: str, document_by: str, keep_linebreaks: bool) -> str:
+    if keep_linebreaks:
+        return document
+    return document.removesuffix("\n").removesuffix("\r") if document_by == "line" else document.strip("\r\n")
+
+
+def _read_text(file: str, offset: int = 0, end: int | None = None) -> Iterator[str]:
+    """The lines that begin from byte `offset` on and before `end`, in strings that end at a line's end.
+
+    Raises UsageError where the text is not UTF-8.
+    """
+    with fsspec.open(file, "rb", compression="infer") as stream:
+        if offset:
+            stream.seek(offset - 1)
+            offset += len(stream.readline()) - 1
+        while (end is None or offset < end) and (
+            data := stream.read(READ_SIZE if end is None else min(READ_SIZE, end - offset))
+        ):
+            if not data.endswith(b"\n"):
+                data += stream.readline()
+            try:
+                yield data.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise UsageError(
+                    f"{file}: not UTF-8 at byte {offset + error.start:,} ({error.reason}); convert it, for instance "
+                    "with iconv"
+                ) from error
+            offset += len(data)
+
+
+def explain(error: Exception, flag: str, files: list[str]) -> UsageError:
+    """Say which file, and where in it, made `datasets` fail: its own errors name neither."""
+    file_format = _format_of(files[0])
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UsageError):
+            return cause
+        last, cause = cause, cause.__cause__
+    is_empty = True
+    try:
+        for file in files if file_format != "parquet" else ():
+            text = "".join(_read_text(file))
+            is_empty &= not text.strip()
+            if file_format == "json":
+                _check_json(file, text)
+    except UsageError as found:
+        return found
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as found:
+        return UsageError(f"{file}: cannot be decompressed: {found}")
+    if file_format == "parquet":
+        is_empty = all(Path(file).stat().st_size == 0 for file in files)
+    if is_empty or "corresponds to no data" in str(last):
+        return UsageError(f"{flag} {' '.join(files)}: the corpus is empty")
+    return UsageError(f"{flag} {' '.join(files)}: cannot be read as {file_format}: {last}")
+
+
+def _check_json(file: str, text: str) -> None:
+    is_one_value = text.lstrip().startswith("[") or not file.removesuffix(".gz").endswith(".jsonl")
+    if is_one_value:
+        try:
+            json.loads(text)
+            return
+        except json.JSONDecodeError as error:
+            if text.lstrip().startswith("["):
+                raise UsageError(f"{file}: malformed JSON in line {error.lineno}: {error.msg}") from error
+    for number, line in enumerate(text.split("\n"), start=1):
+        try:
+            if line.strip():
+                json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UsageError(f"{file}: malformed JSON in line {number}: {error.msg}") from error
+
+
+def _format_of(file: str) -> str | None:
+    return FORMATS.get(Path(_without_compression(file)).suffix)
+
+
+def _without_compression(file: str) -> str:
+    return file[: -len(Path(file).suffix)] if Path(file).suffix in COMPRESSIONS else file

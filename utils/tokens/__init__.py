@@ -1,0 +1,1 @@
+"""Documents to token ids: tokenizers, encoders, the token store and the token stream."""

@@ -1,0 +1,100 @@
+"""The output folder of a run: may it be used, is there a checkpoint to go on from, what of an earlier run may go."""
+
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+
+import yaml
+
+from utils.config.arguments import LMTrainingArguments
+from utils.config.parser import UsageError
+from utils.training.checkpoint_files import UNFINISHED, damage, remove
+
+
+logger = logging.getLogger(__name__)
+
+RUN_ARGS = "run_args.yaml"  # also the sign that a checkpoint is ours
+RESULTS = ("train_results.json", "eval_results.json", "all_results.json", "trainer_state.json", "loss.png", RUN_ARGS)
+BEGUN = {RUN_ARGS, "runs"}  # what a training leaves that was killed before its first checkpoint
+
+
+def find_checkpoint(training_args: LMTrainingArguments) -> str | None:
+    """Check the output folder, without changing anything in it, and say which checkpoint to resume from.
+
+    Returns:
+        `--resume_from_checkpoint`, or else the newest checkpoint in the folder that is not damaged; None to start from
+        the beginning.
+
+    Raises:
+        UsageError: an output folder that is a file, not writable, or in use by something else, or a checkpoint that
+            does not exist or is damaged.
+    """
+    folder = Path(training_args.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--output_dir {folder} is a file: give a folder")
+    parent = next(path for path in [folder, *folder.absolute().parents] if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise UsageError(f"--output_dir {folder}: {parent} is not a folder that you may write to")
+    asked_for = training_args.resume_from_checkpoint
+    if asked_for and str(asked_for).lower() != "false" and training_args.overwrite_output_dir:
+        raise UsageError("--resume_from_checkpoint and --overwrite_output_dir contradict each other: leave out one")
+    if asked_for and str(asked_for).lower() not in ("true", "false"):
+        if not (Path(asked_for) / "trainer_state.json").is_file():
+            raise UsageError(f"--resume_from_checkpoint {asked_for}: no checkpoint there (no trainer_state.json)")
+        if problem := damage(Path(asked_for)):
+            raise UsageError(f"--resume_from_checkpoint {asked_for} is damaged: {problem}; give another checkpoint")
+        return asked_for
+    if not training_args.do_train or training_args.overwrite_output_dir:
+        return None
+    checkpoints = our_checkpoints(folder)
+    if str(asked_for).lower() == "true" and not checkpoints:
+        raise UsageError(f"--resume_from_checkpoint: there is no checkpoint of this suite in {folder}")
+    if str(asked_for).lower() == "false" and checkpoints:
+        raise UsageError(f"--resume_from_checkpoint false: {folder} has one; to start anew, --overwrite_output_dir")
+    for checkpoint in reversed(checkpoints):
+        problem = damage(checkpoint)
+        if problem is None:
+            logger.info("resuming from %s (--overwrite_output_dir starts anew)", checkpoint)
+            return str(checkpoint)
+        logger.warning("%s is damaged, and skipped for the one before: %s", checkpoint, problem)
+    if checkpoints:
+        raise UsageError(
+            f"--output_dir {folder}: no checkpoint to go on from, all are damaged, {checkpoints[-1].name} since "
+            f"{damage(checkpoints[-1])}; --overwrite_output_dir starts anew"
+        )
+    if folder.is_dir() and not all(path.name in BEGUN or path.name.endswith(UNFINISHED) for path in folder.iterdir()):
+        raise UsageError(
+            f"--output_dir {folder} is not empty and has no checkpoint to go on from: choose another folder, or "
+            "--overwrite_output_dir to write into this one"
+        )
+    return None
+
+
+def our_checkpoints(folder: str | Path) -> list[Path]:
+    """The checkpoints in `folder` that this suite wrote, oldest first."""
+    found = [path for path in Path(folder).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    ours = [path for path in found if (path / RUN_ARGS).is_file() and (path / "trainer_state.json").is_file()]
+    return sorted(ours, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def clear_output_dir(folder: str | Path) -> None:
+    """Remove the checkpoints and results of an earlier run of this suite, which a new run would mix up with its own.
+
+    Other files stay, also a checkpoint that something else wrote.
+    """
+    if not (Path(folder) / RUN_ARGS).is_file() and not our_checkpoints(folder):
+        return
+    for checkpoint in our_checkpoints(folder):
+        remove(checkpoint)
+    for name in RESULTS:
+        (Path(folder) / name).unlink(missing_ok=True)
+    shutil.rmtree(Path(folder) / "runs", ignore_errors=True)
+
+
+def write_run_args(folder: str | Path, run_args: dict) -> None:
+    """Write the flags that were given (`LMTrainingArguments.run_args`) as a file that repeats the run."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(run_args, sort_keys=False, allow_unicode=True)
+    (Path(folder) / RUN_ARGS).write_text(text, encoding="utf-8")
