@@ -17,17 +17,25 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from utils.config.adapter_arguments import AdapterArguments, check_adapter_arguments
-from utils.config.arguments import DataArguments, LMTrainingArguments, ModelArguments
-from utils.config.parser import UsageError, entry_point, parse_arguments
-from utils.examples.collators import CausalLMCollator
+from utils.config.adapter_arguments import AdapterArguments
+from utils.config.data_arguments import DataArguments
+from utils.config.entry_point import entry_point
+from utils.config.model_arguments import ModelArguments
+from utils.config.parser import parse_arguments
+from utils.config.training_arguments import LMTrainingArguments
+from utils.errors import UsageError
+from utils.examples.causal_collator import CausalLMCollator
 from utils.examples.packed import PackedBlocks, require_one_block
 from utils.examples.streaming import make_blocks
 from utils.hub.upload import prepare_upload
+from utils.models.adapter_checks import check_adapter_arguments
 from utils.models.adapters import add_adapter, save_merged_model, usage_snippet
-from utils.models.loading import load_model, use_maskless_attention, use_summed_loss
-from utils.models.model_config import default_block_size, load_config
-from utils.reports.reports import print_counts, print_summary, write_model_card
+from utils.models.attention import use_maskless_attention
+from utils.models.config import default_block_size, load_config
+from utils.models.loading import load_model
+from utils.models.losses import use_summed_loss
+from utils.reports.model_card import write_model_card
+from utils.reports.summary import print_counts, print_summary
 from utils.text.corpus import load_corpus
 from utils.tokens.token_store import tokenize_documents
 from utils.tokens.tokenizer import load_tokenizer

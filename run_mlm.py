@@ -12,20 +12,28 @@ from dataclasses import dataclass
 from transformers import AutoModelForMaskedLM, set_seed
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from utils.config.adapter_arguments import AdapterArguments, check_adapter_arguments
-from utils.config.arguments import DataArguments, LMTrainingArguments, MaskingArguments, ModelArguments
-from utils.config.parser import entry_point, parse_arguments
-from utils.examples.collators import MaskedLMCollator
-from utils.examples.packed import FramedBlocks, LineBlocks, LineByLineArguments, require_one_block
+from utils.config.adapter_arguments import AdapterArguments
+from utils.config.data_arguments import DataArguments
+from utils.config.entry_point import entry_point
+from utils.config.model_arguments import ModelArguments
+from utils.config.objective_arguments import LineByLineArguments, MaskingArguments
+from utils.config.parser import parse_arguments
+from utils.config.training_arguments import LMTrainingArguments
+from utils.examples.document_blocks import DocumentBlocks
+from utils.examples.masked_collator import MaskedLMCollator
+from utils.examples.packed import PackedBlocksWithSpecialTokens, require_one_block
 from utils.examples.streaming import make_blocks
 from utils.hub.upload import prepare_upload
+from utils.models.adapter_checks import check_adapter_arguments
 from utils.models.adapters import add_adapter, save_merged_model, usage_snippet
-from utils.models.loading import load_model, use_summed_loss
-from utils.models.model_config import default_block_size, load_config
-from utils.reports.reports import print_counts, print_summary, write_model_card
+from utils.models.config import default_block_size, load_config
+from utils.models.loading import load_model
+from utils.models.losses import use_summed_loss
+from utils.reports.model_card import write_model_card
+from utils.reports.summary import print_counts, print_summary
 from utils.text.corpus import load_corpus
 from utils.tokens.token_store import tokenize_documents
-from utils.tokens.tokenizer import frame_of, load_tokenizer
+from utils.tokens.tokenizer import load_tokenizer, special_token_affixes
 from utils.training.output_dir import find_checkpoint
 from utils.training.trainer import LMTrainer, load_metric
 
@@ -56,7 +64,7 @@ def main(args: list[str] | None = None) -> None:
     model_args, data_args, mlm_args, adapter_args, training_args = parse_arguments(
         ModelArguments, DataArguments, MaskedLMArguments, AdapterArguments, LMTrainingArguments, args=args
     )
-    mlm_args.fit(data_args, training_args)
+    mlm_args.apply_defaults(data_args, training_args)
     checkpoint = None if data_args.preprocess_only else find_checkpoint(training_args)
     config = load_config(model_args, AutoModelForMaskedLM, MODEL_TYPES, data_args.block_size)
     check_adapter_arguments(adapter_args, model_args, training_args, config.model_type)
@@ -87,8 +95,10 @@ def main(args: list[str] | None = None) -> None:
             num_tokens_needed=max_samples[split] and max_samples[split] * block_size,
             with_word_starts=mlm_args.whole_word_mask,
         )
-        blocks_class = LineBlocks if mlm_args.line_by_line else FramedBlocks
-        blocks[split] = make_blocks(blocks_class, tokens, block_size, frame_of(tokenizer), max_samples[split])
+        blocks_class = DocumentBlocks if mlm_args.line_by_line else PackedBlocksWithSpecialTokens
+        blocks[split] = make_blocks(
+            blocks_class, tokens, block_size, special_token_affixes(tokenizer), max_samples[split]
+        )
     if training_args.do_eval and not mlm_args.line_by_line:
         require_one_block(blocks["validation"])
     if data_args.preprocess_only:

@@ -12,20 +12,30 @@ from dataclasses import dataclass, field
 
 from transformers import AutoModelForCausalLM, set_seed
 
-from utils.config.adapter_arguments import AdapterArguments, check_adapter_arguments
-from utils.config.arguments import DataArguments, LMTrainingArguments, ModelArguments
-from utils.config.parser import UsageError, entry_point, parse_arguments
-from utils.examples.collators import PermutationLMCollator
-from utils.examples.packed import FramedBlocks, LineBlocks, LineByLineArguments, require_one_block
+from utils.config.adapter_arguments import AdapterArguments
+from utils.config.data_arguments import DataArguments
+from utils.config.entry_point import entry_point
+from utils.config.model_arguments import ModelArguments
+from utils.config.objective_arguments import LineByLineArguments
+from utils.config.parser import parse_arguments
+from utils.config.training_arguments import LMTrainingArguments
+from utils.errors import UsageError
+from utils.examples.document_blocks import DocumentBlocks
+from utils.examples.packed import PackedBlocksWithSpecialTokens, require_one_block
+from utils.examples.permutation_collator import PermutationLMCollator
 from utils.examples.streaming import make_blocks
 from utils.hub.upload import prepare_upload
+from utils.models.adapter_checks import check_adapter_arguments
 from utils.models.adapters import add_adapter, save_merged_model, usage_snippet
-from utils.models.loading import load_model, use_factorization_order, use_summed_loss
-from utils.models.model_config import default_block_size, load_config
-from utils.reports.reports import print_counts, print_summary, write_model_card
+from utils.models.config import default_block_size, load_config
+from utils.models.factorization_order import use_factorization_order
+from utils.models.loading import load_model
+from utils.models.losses import use_summed_loss
+from utils.reports.model_card import write_model_card
+from utils.reports.summary import print_counts, print_summary
 from utils.text.corpus import load_corpus
 from utils.tokens.token_store import tokenize_documents
-from utils.tokens.tokenizer import frame_of, load_tokenizer
+from utils.tokens.tokenizer import load_tokenizer, special_token_affixes
 from utils.training.output_dir import find_checkpoint
 from utils.training.trainer import LMTrainer, load_metric
 
@@ -72,7 +82,7 @@ def main(args: list[str] | None = None) -> None:
     model_args, data_args, plm_args, adapter_args, training_args = parse_arguments(
         ModelArguments, DataArguments, PermutationLMArguments, AdapterArguments, LMTrainingArguments, args=args
     )
-    plm_args.fit(data_args, training_args)
+    plm_args.apply_defaults(data_args, training_args)
     if plm_args.max_span_length > (data_args.block_size or MOST_TOKENS):
         raise UsageError(f"--max_span_length {plm_args.max_span_length} is more than an example has tokens: give less")
     checkpoint = None if data_args.preprocess_only else find_checkpoint(training_args)
@@ -104,8 +114,10 @@ def main(args: list[str] | None = None) -> None:
             add_special_tokens=False,
             num_tokens_needed=max_samples[split] and max_samples[split] * block_size,
         )
-        blocks_class = LineBlocks if plm_args.line_by_line else FramedBlocks
-        blocks[split] = make_blocks(blocks_class, tokens, block_size, frame_of(tokenizer), max_samples[split])
+        blocks_class = DocumentBlocks if plm_args.line_by_line else PackedBlocksWithSpecialTokens
+        blocks[split] = make_blocks(
+            blocks_class, tokens, block_size, special_token_affixes(tokenizer), max_samples[split]
+        )
     if training_args.do_eval and not plm_args.line_by_line:
         require_one_block(blocks["validation"])
     if data_args.preprocess_only:

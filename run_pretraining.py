@@ -13,19 +13,27 @@ from functools import partial
 
 from transformers import AutoModelForPreTraining, set_seed
 
-from utils.config.adapter_arguments import AdapterArguments, check_adapter_arguments
-from utils.config.arguments import DataArguments, LMTrainingArguments, MaskingArguments, ModelArguments
+from utils.config.adapter_arguments import AdapterArguments
+from utils.config.data_arguments import DataArguments
+from utils.config.entry_point import entry_point
 from utils.config.graphcore_arguments import IPUArguments
-from utils.config.parser import UsageError, entry_point, parse_arguments
-from utils.examples.collators import PretrainingCollator
+from utils.config.model_arguments import ModelArguments
+from utils.config.objective_arguments import MaskingArguments
+from utils.config.parser import parse_arguments
+from utils.config.training_arguments import LMTrainingArguments
+from utils.errors import UsageError
 from utils.examples.prebuilt_pairs import PreprocessedPairs, TextPairs, pair_source, read_labels, text_columns
+from utils.examples.pretraining_collator import PretrainingCollator
 from utils.examples.sentence_pairs import SentencePairs
 from utils.examples.streaming import make_blocks
 from utils.hub.upload import prepare_upload
+from utils.models.adapter_checks import check_adapter_arguments
 from utils.models.adapters import add_adapter, save_merged_model, usage_snippet
-from utils.models.loading import load_model, use_summed_loss
-from utils.models.model_config import default_block_size, load_config, type_of_checkpoint_name
-from utils.reports.reports import print_counts, print_summary, write_model_card
+from utils.models.config import default_block_size, load_config, model_type_from_checkpoint_name
+from utils.models.loading import load_model
+from utils.models.losses import use_summed_loss
+from utils.reports.model_card import write_model_card
+from utils.reports.summary import print_counts, print_summary
 from utils.text.corpus import load_corpus
 from utils.text.segmentation import Segmenter
 from utils.tokens.token_store import tokenize_documents
@@ -144,7 +152,7 @@ def main(args: list[str] | None = None) -> None:
     if "document_by" not in training_args.run_args:
         data_args.document_by = "blank_line"  # BERT's format: a sentence a line, a blank line between documents
     checkpoint = None if data_args.preprocess_only else find_checkpoint(training_args)
-    model_args.model_type = type_of_checkpoint_name(model_args.model_type, MODEL_TYPES)
+    model_args.model_type = model_type_from_checkpoint_name(model_args.model_type, MODEL_TYPES)
     config = load_config(model_args, AutoModelForPreTraining, MODEL_TYPES, data_args.block_size)
     task = pair_args.sentence_task or ("sop" if config.model_type == "albert" else "nsp")
     best = training_args.metric_for_best_model or ""

@@ -31,11 +31,12 @@ from datasets import Dataset, load_dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from utils.config.arguments import DataArguments, LMTrainingArguments
+from utils.config.data_arguments import DataArguments
+from utils.config.training_arguments import LMTrainingArguments
 from utils.examples.packed import PackedBlocks
 from utils.text.corpus import load_corpus
 from utils.tokens.token_store import TokenStore, tokenize_documents
-from utils.tokens.tokenizer import train_tokenizer
+from utils.tokens.tokenizer_training import train_tokenizer
 
 
 VOCAB_SIZE = 8192

@@ -21,12 +21,12 @@ from pydoc_data.topics import topics
 import numpy as np
 from datasets import Dataset, load_dataset
 
-from utils.config.arguments import DataArguments
-from utils.examples.collators import PretrainingCollator
+from utils.config.data_arguments import DataArguments
+from utils.examples.pretraining_collator import PretrainingCollator
 from utils.examples.sentence_pairs import SentencePairs
 from utils.text.segmentation import Segmenter
 from utils.tokens.token_store import tokenize_documents
-from utils.tokens.tokenizer import train_tokenizer
+from utils.tokens.tokenizer_training import train_tokenizer
 
 
 BATCH_SIZE = 32

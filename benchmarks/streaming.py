@@ -34,13 +34,14 @@ from torch.utils.data import DataLoader
 from transformers import default_data_collator
 
 import run_clm
-from utils.config.arguments import DataArguments, LMTrainingArguments
-from utils.examples.collators import CausalLMCollator
+from utils.config.data_arguments import DataArguments
+from utils.config.training_arguments import LMTrainingArguments
+from utils.examples.causal_collator import CausalLMCollator
 from utils.examples.packed import PackedBlocks
 from utils.examples.streaming import BlockStream, StreamLoader, make_blocks
 from utils.text.corpus import load_corpus
 from utils.tokens.token_store import tokenize_documents
-from utils.tokens.tokenizer import train_tokenizer
+from utils.tokens.tokenizer_training import train_tokenizer
 
 
 BLOCK_SIZE, BATCH_SIZE = 256, 8

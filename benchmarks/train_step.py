@@ -60,15 +60,22 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
-from utils.compat import WHY_NO_ADAPTERS
+from utils.compat import NO_ADAPTERS_REASON
 from utils.config.adapter_arguments import AdapterArguments
-from utils.config.arguments import DataArguments, LMTrainingArguments, ModelArguments
-from utils.examples.collators import CausalLMCollator, MaskedLMCollator, PermutationLMCollator
-from utils.examples.packed import FramedBlocks, PackedBlocks
+from utils.config.data_arguments import DataArguments
+from utils.config.model_arguments import ModelArguments
+from utils.config.training_arguments import LMTrainingArguments
+from utils.examples.causal_collator import CausalLMCollator
+from utils.examples.masked_collator import MaskedLMCollator
+from utils.examples.packed import PackedBlocks, PackedBlocksWithSpecialTokens
+from utils.examples.permutation_collator import PermutationLMCollator
 from utils.models.adapters import Adapter, add_adapter
-from utils.models.loading import _use_fast_gelu, use_factorization_order, use_maskless_attention, use_summed_loss
+from utils.models.attention import use_maskless_attention
+from utils.models.factorization_order import use_factorization_order
+from utils.models.loading import _use_fast_gelu
+from utils.models.losses import use_summed_loss
 from utils.tokens.token_store import TokenStore
-from utils.tokens.tokenizer import frame_of
+from utils.tokens.tokenizer import special_token_affixes
 from utils.training.batch_sampler import epoch_order
 from utils.training.trainer import LMTrainer
 
@@ -171,8 +178,8 @@ def parse_flags() -> argparse.Namespace:
         parser.error("--models goes with --objective mlm")
     if flags.objective != "clm" and flags.memory:
         parser.error("--memory goes with --objective clm")
-    if flags.adapter and WHY_NO_ADAPTERS:
-        parser.error(f"--adapter: {WHY_NO_ADAPTERS}")
+    if flags.adapter and NO_ADAPTERS_REASON:
+        parser.error(f"--adapter: {NO_ADAPTERS_REASON}")
     if flags.adapter and (flags.memory or flags.objective == "plm"):
         parser.error("--adapter goes with --objective clm or mlm, without --memory")
     if flags.objective == "mlm":
@@ -458,12 +465,12 @@ def masked_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
 
 def framed_blocks(
     tokenizer: PreTrainedTokenizerFast, num_blocks: int, block_size: int, seed: int, folder: Path
-) -> FramedBlocks:
+) -> PackedBlocksWithSpecialTokens:
     """So many full blocks of random tokens, none of them special, between [CLS] and [SEP]."""
-    frame = frame_of(tokenizer)
+    frame = special_token_affixes(tokenizer)
     num_tokens = num_blocks * (block_size - sum(map(len, frame)))
     store = random_store(num_tokens, len(tokenizer), seed, folder, first_id=len(SPECIAL_TOKENS))
-    return FramedBlocks(store, block_size, frame)
+    return PackedBlocksWithSpecialTokens(store, block_size, frame)
 
 
 def as_dataset(blocks: PackedBlocks) -> Dataset:

@@ -46,13 +46,13 @@ from transformers import (  # noqa: E402
 )
 
 import run_clm  # noqa: E402
-from utils.compat import WHY_NO_ADAPTERS  # noqa: E402
-from utils.tokens.tokenizer import train_tokenizer  # noqa: E402
+from utils.compat import NO_ADAPTERS_REASON  # noqa: E402
+from utils.tokens.tokenizer_training import train_tokenizer  # noqa: E402
 
 
 ROOT = Path(__file__).resolve().parent.parent
-collect_ignore = ["test_adapters.py" if WHY_NO_ADAPTERS else "test_adapters_refused.py"]
-needs_adapters = pytest.mark.skipif(WHY_NO_ADAPTERS is not None, reason=WHY_NO_ADAPTERS or "")
+collect_ignore = ["test_adapters.py" if NO_ADAPTERS_REASON else "test_adapters_refused.py"]
+needs_adapters = pytest.mark.skipif(NO_ADAPTERS_REASON is not None, reason=NO_ADAPTERS_REASON or "")
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "one", "red", "bird", "fly", "over", "two", "green"]
 WORDS += ["hills", "near", "some", "old", "stone", "houses", "by", "river"]
 
@@ -153,19 +153,19 @@ def make_xlnet(vocab_size: int, **overrides):
 
 
 @pytest.fixture(scope="session")
-def framed_tokenizer():
+def masked_tokenizer():
     """A byte-level BPE tokenizer of 300 tokens with RoBERTa's special tokens."""
     return train_tokenizer("bpe", [make_lines(200)], 300, framed=True)
 
 
 @pytest.fixture
-def masked_checkpoint(tmp_path, framed_tokenizer):
+def masked_checkpoint(tmp_path, masked_tokenizer):
     """`masked_checkpoint("roberta")`: the folder of a small random masked model with its tokenizer."""
 
     def save(model_type: str, **overrides) -> Path:
         folder = tmp_path / f"{model_type}-checkpoint"
-        make_masked_model(model_type, len(framed_tokenizer), **overrides).save_pretrained(folder)
-        framed_tokenizer.save_pretrained(folder)
+        make_masked_model(model_type, len(masked_tokenizer), **overrides).save_pretrained(folder)
+        masked_tokenizer.save_pretrained(folder)
         return folder
 
     return save

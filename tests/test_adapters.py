@@ -32,7 +32,7 @@ EXACT = ("par_bn", "lora", "ia3")  # start as the identity
 
 
 @pytest.fixture
-def base(tmp_path, checkpoint, masked_checkpoint, framed_tokenizer):
+def base(tmp_path, checkpoint, masked_checkpoint, masked_tokenizer):
     """`base("gpt2")`: the folder of a small random model with its tokenizer."""
 
     def save(model_type: str):
@@ -42,10 +42,10 @@ def base(tmp_path, checkpoint, masked_checkpoint, framed_tokenizer):
             return masked_checkpoint(model_type)
         folder = tmp_path / f"{model_type}-checkpoint"
         if model_type == "xlnet":
-            make_xlnet(len(framed_tokenizer)).save_pretrained(folder)
+            make_xlnet(len(masked_tokenizer)).save_pretrained(folder)
         else:
-            make_bert(len(framed_tokenizer)).save_pretrained(folder)
-        framed_tokenizer.save_pretrained(folder)
+            make_bert(len(masked_tokenizer)).save_pretrained(folder)
+        masked_tokenizer.save_pretrained(folder)
         return folder
 
     return save
@@ -119,15 +119,15 @@ def test_train_save_reload(model_type, config, base, train, evaluate, tmp_path):
 
 
 @pytest.mark.parametrize("config", ["seq_bn", "lora", "prefix_tuning"])
-def test_two_tasks_with_one_adapter(config, run, framed_tokenizer, tmp_path):
+def test_two_tasks_with_one_adapter(config, run, masked_tokenizer, tmp_path):
     """run_pretraining: both heads are kept; the reloaded adapter has both losses."""
     for name, seed in (("train", 0), ("validation", 1)):
         lines = make_lines(60, seed)
         documents = ["\n".join(lines[start : start + 6]) for start in range(0, 60, 6)]
         (tmp_path / f"{name}.txt").write_text("\n\n".join(documents))
     folder = tmp_path / "base"
-    BertForPreTraining(make_bert(len(framed_tokenizer)).config).save_pretrained(folder)
-    framed_tokenizer.save_pretrained(folder)
+    BertForPreTraining(make_bert(len(masked_tokenizer)).config).save_pretrained(folder)
+    masked_tokenizer.save_pretrained(folder)
     flags = ["--model_name_or_path", folder, "--validation_file", tmp_path / "validation.txt", "--max_seq_length", 32]
     adapter = ["--train_adapter", "--adapter_config", config, "--train_file", tmp_path / "train.txt", "--max_steps", 4]
     more = ["--do_train", "--do_eval", "--learning_rate", "1e-2"]
@@ -196,15 +196,17 @@ def test_the_snippet_of_the_card_gives_the_model(model_type, base, train, valida
 import sys
 import numpy as np
 import torch
-from utils.examples.packed import FramedBlocks, PackedBlocks
-from utils.examples.collators import CausalLMCollator, MaskedLMCollator, PermutationLMCollator
-from utils.models.loading import use_factorization_order
-from utils.tokens.tokenizer import frame_of
+from utils.examples.packed import PackedBlocksWithSpecialTokens, PackedBlocks
+from utils.examples.causal_collator import CausalLMCollator
+from utils.examples.masked_collator import MaskedLMCollator
+from utils.examples.permutation_collator import PermutationLMCollator
+from utils.models.factorization_order import use_factorization_order
+from utils.tokens.tokenizer import special_token_affixes
 
 text = open({str(validation_file)!r}).read()
 ids = sum((tokenizer(line, add_special_tokens=False)["input_ids"] for line in text.splitlines(keepends=True)), [])
 kind = {model_type!r}
-first, last = ([], []) if kind == "gpt2" else frame_of(tokenizer)
+first, last = ([], []) if kind == "gpt2" else special_token_affixes(tokenizer)
 size = 32 - len(first) - len(last)
 collators = {{"bert": MaskedLMCollator, "xlnet": PermutationLMCollator}}
 use_factorization_order(model)
@@ -242,11 +244,11 @@ def test_from_scratch_the_base_is_saved_too(run, evaluate, train_file, validatio
     assert ".from_pretrained(folder)" in snippet
 
 
-def test_a_new_head_is_trained_and_saved(base, train, evaluate, framed_tokenizer, tmp_path):
+def test_a_new_head_is_trained_and_saved(base, train, evaluate, masked_tokenizer, tmp_path):
     """Of a checkpoint that has none: the adapter would be of no use without it."""
     folder = tmp_path / "encoder"
-    BertModel(make_bert(len(framed_tokenizer)).config).save_pretrained(folder)
-    framed_tokenizer.save_pretrained(folder)
+    BertModel(make_bert(len(masked_tokenizer)).config).save_pretrained(folder)
+    masked_tokenizer.save_pretrained(folder)
     results = train(folder, run_mlm, "out")
     saved = load_file(tmp_path / "out" / "model_weights.safetensors")
     assert {name.split(".")[0] for name in saved} == {"cls"}

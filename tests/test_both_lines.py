@@ -15,11 +15,11 @@ from conftest import MASKED_SIZES, ROOT, make_lines, make_masked_model, make_mod
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForPreTraining, AutoTokenizer
 
-from utils.compat import IS_LINE_5
-from utils.tokens.tokenizer import train_tokenizer
+from utils.compat import TRANSFORMERS_5
+from utils.tokens.tokenizer_training import train_tokenizer
 
 
-OTHER_PYTHON = ROOT / (".venv" if IS_LINE_5 else ".venv-transformers5") / "bin" / "python"
+OTHER_PYTHON = ROOT / (".venv" if TRANSFORMERS_5 else ".venv-transformers5") / "bin" / "python"
 MODELS = [
     ("run_clm", "gpt2"), ("run_clm", "llama"), ("run_mlm", "bert"), ("run_mlm", "roberta"), ("run_mlm", "modernbert"),
     ("run_plm", "xlnet"), ("run_pretraining", "bert"), ("run_pretraining", "albert"),

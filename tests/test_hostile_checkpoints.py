@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
 
 import run_clm
-from utils.compat import IS_LINE_5
+from utils.compat import TRANSFORMERS_5
 
 
 HUB_KERNEL = "stranger/kernel"
@@ -25,7 +25,7 @@ HUB_KERNEL = "stranger/kernel"
 def mark(tmp_path, monkeypatch) -> Path:
     """The file that a trap writes; hub kernels are made to write it instead of being fetched."""
     mark = tmp_path / "mark"
-    load_kernel = "lazy_import_flash_attention" if IS_LINE_5 else "load_and_register_kernel"
+    load_kernel = "lazy_import_flash_attention" if TRANSFORMERS_5 else "load_and_register_kernel"
     monkeypatch.setattr(f"transformers.modeling_utils.{load_kernel}", lambda name, **kwargs: mark.write_text(name))
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(sys, "path", sys.path.copy())
@@ -107,7 +107,7 @@ def test_attention_of_a_repository_is_refused(checkpoint, refused, texts, mark, 
 def test_trap_of_a_kernel_goes_off_in_transformers(checkpoint, mark, kind, key):
     folder = edit(checkpoint(kind) / "config.json", RENAMED[kind] if key == "alias" else {key: HUB_KERNEL})
     AutoModelForCausalLM.from_pretrained(folder)
-    if IS_LINE_5 and key == "_attn_implementation_internal":  # which 5 does not read
+    if TRANSFORMERS_5 and key == "_attn_implementation_internal":  # which 5 does not read
         assert not mark.exists()
     else:
         assert mark.read_text() == HUB_KERNEL
@@ -242,7 +242,7 @@ def test_tokenizer_folder_with_a_hostile_config(tokenizer_folder, refused, texts
     (tokenizer_folder / "modeling_x.py").write_text(code_trap(mark))
     (tokenizer_folder / "tokenizer_config.json").unlink()  # so that the tokenizer's class comes from config.json
     flags = [*SMALL_GPT2, "--tokenizer_name", tokenizer_folder, *texts]
-    if IS_LINE_5 and "auto_map" in changes:  # 5 reads tokenizer.json as data, whatever the class, and goes on
+    if TRANSFORMERS_5 and "auto_map" in changes:  # 5 reads tokenizer.json as data, whatever the class, and goes on
         with pytest.raises(AssertionError, match="would have been built"):
             refused(*flags)
         assert not mark.exists()

@@ -17,7 +17,7 @@ import run_clm
 import run_mlm
 import run_plm
 import run_pretraining
-from utils.tokens.tokenizer import train_tokenizer
+from utils.tokens.tokenizer_training import train_tokenizer
 
 
 SCRIPTS = {"run_clm.py": run_clm, "run_mlm.py": run_mlm, "run_plm.py": run_plm, "run_pretraining.py": run_pretraining}
@@ -118,7 +118,7 @@ def wikitext(num_lines: int, seed: int) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory, tokenizer, framed_tokenizer):
+def shelf(tmp_path_factory, tokenizer, masked_tokenizer):
     """The models as folders and the data sets as files, by the names they have on the hub."""
     folder = tmp_path_factory.mktemp("shelf")
     wordpiece = train_tokenizer("wordpiece", [make_lines(200)], 300)
@@ -130,7 +130,7 @@ def shelf(tmp_path_factory, tokenizer, framed_tokenizer):
         "openai-community/gpt2": (make_model("gpt2", len(tokenizer)), tokenizer),
         "distilbert/distilgpt2": (make_model("gpt2", len(tokenizer), n_layer=1), tokenizer),
         "FacebookAI/roberta-base": (
-            make_masked_model("roberta", len(framed_tokenizer), max_position_embeddings=66), framed_tokenizer,
+            make_masked_model("roberta", len(masked_tokenizer), max_position_embeddings=66), masked_tokenizer,
         ),
         "distilbert/distilbert-base-cased": (distilbert, wordpiece),
         "xlnet/xlnet-base-cased": (make_xlnet(len(unigram)), unigram),
@@ -206,13 +206,13 @@ def test_command(name, stocked_hub, tmp_path):
         assert any(path.startswith("/datasets/") and ".parquet" in path or "/cdn/" in path for path in asked)
 
 
-def test_oscar(stocked_hub, framed_tokenizer, tmp_path, monkeypatch):
+def test_oscar(stocked_hub, masked_tokenizer, tmp_path, monkeypatch):
     """M holds the configuration and the tokenizer, which --overwrite_output_dir leaves, and is M on the hub."""
     monkeypatch.setenv("HF_TOKEN", "hf_writer")
     folder = tmp_path / "M"
-    model = make_masked_model("roberta", len(framed_tokenizer), max_position_embeddings=130)
+    model = make_masked_model("roberta", len(masked_tokenizer), max_position_embeddings=130)
     model.config.save_pretrained(folder)
-    framed_tokenizer.save_pretrained(folder)
+    masked_tokenizer.save_pretrained(folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     results = run_command(COMMANDS["oscar"], tmp_path)
     assert results["eval_samples"] > 0

@@ -21,8 +21,8 @@ import run_clm
 import run_mlm
 import run_plm
 import run_pretraining
-from utils.compat import WHY_NO_ADAPTERS
-from utils.tokens.tokenizer import train_tokenizer
+from utils.compat import NO_ADAPTERS_REASON
+from utils.tokens.tokenizer_training import train_tokenizer
 from utils.training.fsdp import layer_classes
 
 
@@ -38,7 +38,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 
-from utils.config import arguments
+from utils.config import training_arguments
 from utils.tokens import token_store
 from utils.training.trainer import LMTrainer
 
@@ -72,7 +72,7 @@ def note_kind(trainer, model, *args, **kwargs):
 LMTrainer.create_accelerator_and_postprocess = create_accelerator_on_cpu
 LMTrainer.get_batch_samples, LMTrainer.compute_loss = note_batches, note_kind
 token_store._build = build_slowly
-arguments.LMTrainingArguments._choose_fsdp = lambda self: None
+training_arguments.LMTrainingArguments._choose_fsdp = lambda self: None
 torch.cpu._is_avx512_bf16_supported = lambda: True  # slow elsewhere, but it works
 for name, script, flags in json.loads((folder / "runs.json").read_text()):
     AcceleratorState._reset_state()
@@ -145,7 +145,7 @@ def sharded(folder) -> Path:
     runs = [(script, script, flags_of(folder, script, 4)) for script in SCRIPTS]
     runs[0][2].extend(["--ddp_timeout", str(SECONDS_TO_ANSWER)])
     kinds = {"": []}
-    if WHY_NO_ADAPTERS is None:
+    if NO_ADAPTERS_REASON is None:
         runs.append(("adapter", "mlm", [*flags_of(folder, "mlm", 4), *ADAPTER]))
         kinds["adapter-"] = ADAPTER
     for kind, adapter in kinds.items():

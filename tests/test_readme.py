@@ -11,10 +11,12 @@ import run_clm
 import run_mlm
 import run_plm
 import run_pretraining
-from utils.compat import WHY_NO_ADAPTERS
+from utils.compat import NO_ADAPTERS_REASON
 from utils.config.adapter_arguments import AdapterArguments
-from utils.config.arguments import DataArguments, LMTrainingArguments, ModelArguments
+from utils.config.data_arguments import DataArguments
+from utils.config.model_arguments import ModelArguments
 from utils.config.parser import parse_arguments
+from utils.config.training_arguments import LMTrainingArguments
 
 
 README = (ROOT / "README.md").read_text()
@@ -38,8 +40,8 @@ def test_commands_parse(command, monkeypatch):
     words = shlex.split(command)
     script = next(index for index, word in enumerate(words) if word.endswith(".py"))
     dataclasses = (ModelArguments, DataArguments, OWN_ARGUMENTS[words[script]], AdapterArguments, LMTrainingArguments)
-    if WHY_NO_ADAPTERS and {"--train_adapter", "--load_adapter"} & set(words):
-        pytest.skip(WHY_NO_ADAPTERS)
+    if NO_ADAPTERS_REASON and {"--train_adapter", "--load_adapter"} & set(words):
+        pytest.skip(NO_ADAPTERS_REASON)
     *_, training_args = parse_arguments(*dataclasses, args=words[script + 1 :])
     assert training_args.run_args
 

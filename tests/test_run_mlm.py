@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertModel
 
 import run_mlm
-from utils.examples.collators import MaskedLMCollator
+from utils.examples.masked_collator import MaskedLMCollator
 
 
 BERT = [
@@ -306,12 +306,12 @@ def test_other_architectures_train_from_scratch(model_type, train_file, run, tmp
     assert expected(**inputs).logits.shape[-1] == len(tokenizer)
 
 
-def test_a_new_head_is_announced(train_file, validation_file, framed_tokenizer, run, tmp_path, caplog):
+def test_a_new_head_is_announced(train_file, validation_file, masked_tokenizer, run, tmp_path, caplog):
     """A BertModel has no head; a BertForMaskedLM has, and nothing is said."""
     caplog.set_level("INFO", "utils")
     folder = tmp_path / "encoder"
-    model = make_masked_model("bert", len(framed_tokenizer))
-    framed_tokenizer.save_pretrained(folder)
+    model = make_masked_model("bert", len(masked_tokenizer))
+    masked_tokenizer.save_pretrained(folder)
     flags = ["--model_name_or_path", folder, "--validation_file", validation_file, "--do_eval", "--max_seq_length", 32]
     for saved, is_announced in ((BertModel(model.config), True), (model, False)):
         saved.save_pretrained(folder)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, XLNetLMHeadModel
 
 import run_plm
-from utils.examples.collators import PermutationLMCollator
+from utils.examples.permutation_collator import PermutationLMCollator
 
 
 XLNET = [
@@ -29,11 +29,11 @@ def run(run):
 
 
 @pytest.fixture
-def xlnet(tmp_path, framed_tokenizer):
+def xlnet(tmp_path, masked_tokenizer):
     """The folder of a small random XLNet with its tokenizer."""
     folder = tmp_path / "xlnet-checkpoint"
-    make_xlnet(len(framed_tokenizer)).save_pretrained(folder)
-    framed_tokenizer.save_pretrained(folder)
+    make_xlnet(len(masked_tokenizer)).save_pretrained(folder)
+    masked_tokenizer.save_pretrained(folder)
     return folder
 
 

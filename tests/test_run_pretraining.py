@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForPreTraining, AutoTokenizer
 
 import run_pretraining
-from utils.examples.collators import PretrainingCollator
+from utils.examples.pretraining_collator import PretrainingCollator
 from utils.examples.sentence_pairs import SentencePairs
 from utils.tokens.token_store import TokenStore
-from utils.tokens.tokenizer import train_tokenizer
+from utils.tokens.tokenizer_training import train_tokenizer
 
 
 SIZES = "num_hidden_layers=1,hidden_size=32,intermediate_size=32,num_attention_heads=2,hidden_dropout_prob=0"
@@ -488,11 +488,11 @@ def test_bad_data_are_refused(refused, pair_checkpoint, tmp_path):
     assert "token type" in refused(*flags, tmp_path / "ids.jsonl")
 
 
-def test_bad_models_and_tokenizers_are_refused(refused, framed_tokenizer, tokenizer, train_file, tmp_path):
+def test_bad_models_and_tokenizers_are_refused(refused, masked_tokenizer, tokenizer, train_file, tmp_path):
     """Without the second head, or without the tokens that stand around a pair."""
     folder = tmp_path / "roberta"
-    make_masked_model("roberta", len(framed_tokenizer)).save_pretrained(folder)
-    framed_tokenizer.save_pretrained(folder)
+    make_masked_model("roberta", len(masked_tokenizer)).save_pretrained(folder)
+    masked_tokenizer.save_pretrained(folder)
     line = refused("--model_name_or_path", folder, "--train_file", train_file)
     assert "no model of type roberta" in line and "bert" in line
     tokenizer.save_pretrained(tmp_path / "causal")

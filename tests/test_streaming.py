@@ -19,10 +19,12 @@ import run_clm
 import run_mlm
 import run_plm
 import run_pretraining
-from utils.config.arguments import DataArguments, LMTrainingArguments
-from utils.config.parser import UsageError
-from utils.examples import streaming as block_stream
-from utils.examples.packed import FramedBlocks, LineBlocks, PackedBlocks
+from utils.config.data_arguments import DataArguments
+from utils.config.training_arguments import LMTrainingArguments
+from utils.errors import UsageError
+from utils.examples import streaming
+from utils.examples.document_blocks import DocumentBlocks
+from utils.examples.packed import PackedBlocks, PackedBlocksWithSpecialTokens
 from utils.examples.sentence_pairs import SentencePairs
 from utils.examples.streaming import StreamLoader, make_blocks
 from utils.text import document_stream, text_files
@@ -63,9 +65,9 @@ def write_shards(folder: Path, documents: list[str], num_shards: int, suffix: st
 
 
 @pytest.fixture
-def open_blocks(tmp_path, framed_tokenizer, monkeypatch):
+def open_blocks(tmp_path, masked_tokenizer, monkeypatch):
     """`open_blocks(folder, blocks_class, streaming=True, ...)`: the blocks of a corpus, streamed or not."""
-    monkeypatch.setattr(block_stream, "WINDOW_TOKENS", 500)
+    monkeypatch.setattr(streaming, "WINDOW_TOKENS", 500)
     monkeypatch.setattr(token_stream, "CHARACTERS_PER_TASK", 1000)
 
     def call(
@@ -90,7 +92,7 @@ def open_blocks(tmp_path, framed_tokenizer, monkeypatch):
             object.__setattr__(documents, "num_processes", part[1])
         tokens = tokenize_documents(
             documents,
-            framed_tokenizer,
+            masked_tokenizer,
             document_text,
             data_args,
             cache_dir=str(tmp_path / "cache"),
@@ -100,7 +102,7 @@ def open_blocks(tmp_path, framed_tokenizer, monkeypatch):
             segmenter=Segmenter("line") if blocks_class is SentencePairs else None,
         )
         if blocks_class is SentencePairs:
-            return make_blocks(SentencePairs, tokens, 32, framed_tokenizer, task="nsp", seed=seed)
+            return make_blocks(SentencePairs, tokens, 32, masked_tokenizer, task="nsp", seed=seed)
         return make_blocks(blocks_class, tokens, 32, *([] if blocks_class is PackedBlocks else [FRAME]))
 
     return call
@@ -125,7 +127,7 @@ def one_epoch(stream) -> list[dict]:
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".parquet", ".txt"])
-@pytest.mark.parametrize("blocks_class", [PackedBlocks, FramedBlocks, LineBlocks])
+@pytest.mark.parametrize("blocks_class", [PackedBlocks, PackedBlocksWithSpecialTokens, DocumentBlocks])
 def test_blocks_are_those_of_the_cache(suffix, blocks_class, tmp_path, open_blocks, monkeypatch):
     monkeypatch.setattr(text_files, "PIECE_SIZE", 700)
     folder = write_shards(tmp_path / "text", make_documents(150), 3, suffix)
@@ -136,7 +138,7 @@ def test_blocks_are_those_of_the_cache(suffix, blocks_class, tmp_path, open_bloc
 
 
 @pytest.mark.parametrize("document_by", ["line", "blank_line", "file"])
-def test_text_in_pieces_is_the_text(document_by, tmp_path, open_blocks, monkeypatch, framed_tokenizer):
+def test_text_in_pieces_is_the_text(document_by, tmp_path, open_blocks, monkeypatch, masked_tokenizer):
     """Also where a line is longer than a piece, or the last one has no end."""
     lines = [*make_lines(50), "x" * 300, "", "", "é" * 100, *make_lines(20, seed=1)]
     (tmp_path / "text.txt").write_text("\n".join(lines))
@@ -152,7 +154,7 @@ def test_pairs_are_those_of_the_cache_where_one_window_holds_the_epoch(tmp_path,
     folder = write_shards(tmp_path / "text", make_documents(60), 1)
     cached = open_blocks(folder, SentencePairs, streaming=False)
     expected = [plain(cached[i]) for i in range(len(cached))]
-    monkeypatch.setattr(block_stream, "WINDOW_TOKENS", 10**6)
+    monkeypatch.setattr(streaming, "WINDOW_TOKENS", 10**6)
     assert one_epoch(open_blocks(folder, SentencePairs)) == expected
 
 
@@ -177,11 +179,11 @@ def test_every_document_once_an_epoch(num_processes, num_shards, shuffle_buffer_
     """Over all processes, in each of three epochs; about as many for each process; in another order if shuffled."""
     documents = make_documents(100)
     folder = write_shards(tmp_path / "text", documents, num_shards)
-    lines = open_blocks(folder, LineBlocks, streaming=False)
+    lines = open_blocks(folder, DocumentBlocks, streaming=False)
     expected = sorted(plain(lines[i])["input_ids"] for i in range(100))
     epochs = [[], [], []]
     for process in range(num_processes):
-        blocks = iter(open_blocks(folder, LineBlocks, True, shuffle_buffer_size, (process, num_processes)))
+        blocks = iter(open_blocks(folder, DocumentBlocks, True, shuffle_buffer_size, (process, num_processes)))
         counts = [0, 0, 0]
         while True:
             example = plain(next(blocks))
@@ -210,7 +212,7 @@ def test_every_token_once_an_epoch(shuffle_buffer_size, tmp_path, open_blocks):
 
 def test_same_seed_same_order(tmp_path, open_blocks):
     folder = write_shards(tmp_path / "text", make_documents(100), 2)
-    orders = [one_epoch(open_blocks(folder, LineBlocks, True, 20, seed=seed)) for seed in (1, 1, 2)]
+    orders = [one_epoch(open_blocks(folder, DocumentBlocks, True, 20, seed=seed)) for seed in (1, 1, 2)]
     assert orders[0] == orders[1]
     assert orders[0] != orders[2]
 
@@ -260,7 +262,7 @@ def test_held_out_documents_are_not_trained_on(tmp_path):
 # Going on
 
 
-@pytest.mark.parametrize("blocks_class", [PackedBlocks, FramedBlocks, LineBlocks, SentencePairs])
+@pytest.mark.parametrize("blocks_class", [PackedBlocks, PackedBlocksWithSpecialTokens, DocumentBlocks, SentencePairs])
 @pytest.mark.parametrize("shuffle_buffer_size", [0, 20])
 def test_state_goes_on_where_it_was(blocks_class, shuffle_buffer_size, tmp_path, open_blocks):
     """Through a file, from many places, over the end of an epoch; state() does not disturb the blocks it is of."""
@@ -290,7 +292,7 @@ def test_state_goes_on_where_it_was(blocks_class, shuffle_buffer_size, tmp_path,
 def test_nothing_passed_is_tokenized_again(tmp_path, open_blocks):
     """A resumed stream tokenizes what the one before had not handed over, from there on, each document once."""
     folder = write_shards(tmp_path / "text", make_documents(400), 4)
-    first = open_blocks(folder, LineBlocks, True, 30)
+    first = open_blocks(folder, DocumentBlocks, True, 30)
     blocks = iter(first)
     for _ in range(250):
         next(blocks)
@@ -299,7 +301,7 @@ def test_nothing_passed_is_tokenized_again(tmp_path, open_blocks):
     position = first.state["documents"]["source"]["position"]
     assert position.turn == 2  # of 4: of those 250 and the 30 in the buffer nothing is left to read
 
-    resumed = open_blocks(folder, LineBlocks, True, 30)
+    resumed = open_blocks(folder, DocumentBlocks, True, 30)
     tokenized = []
     encode = resumed.tokens.encoder
     object.__setattr__(resumed.tokens, "encoder", lambda texts: (tokenized.extend(texts), encode(texts))[1])
@@ -319,21 +321,21 @@ def test_nothing_passed_is_tokenized_again(tmp_path, open_blocks):
 
 def test_what_changed_is_named(tmp_path, open_blocks):
     folder = write_shards(tmp_path / "text", make_documents(40), 3)
-    stream = open_blocks(folder, LineBlocks, True, 20)
+    stream = open_blocks(folder, DocumentBlocks, True, 20)
     stream.save_state(tmp_path)
-    open_blocks(folder, LineBlocks, True, 20).load_state(tmp_path)
+    open_blocks(folder, DocumentBlocks, True, 20).load_state(tmp_path)
     for options, expected in (
         ({"shuffle_buffer_size": 10}, "--shuffle_buffer_size changed"),
         ({"seed": 1}, "--seed changed"),
         ({"part": (0, 2)}, "written by 1 processes.*there are 2 now: start as many"),
-        ({"blocks_class": FramedBlocks}, "what an example is changed"),
+        ({"blocks_class": PackedBlocksWithSpecialTokens}, "what an example is changed"),
     ):
-        options = {"blocks_class": LineBlocks, "shuffle_buffer_size": 20} | options
+        options = {"blocks_class": DocumentBlocks, "shuffle_buffer_size": 20} | options
         with pytest.raises(UsageError, match=expected):
             open_blocks(folder, **options).load_state(tmp_path)
     (folder / "0.jsonl").write_text('{"text": "other text"}\n')
     with pytest.raises(UsageError, match="the text, document_text or the tokenizer changed"):
-        open_blocks(folder, LineBlocks, True, 20).load_state(tmp_path)
+        open_blocks(folder, DocumentBlocks, True, 20).load_state(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="written without --streaming"):
         stream.load_state(tmp_path / "empty")
@@ -345,7 +347,7 @@ def test_what_changed_is_named(tmp_path, open_blocks):
 def test_loader_follows_what_was_given_out(tmp_path, open_blocks):
     """Not what its thread has read ahead; and the thread ends with the loader."""
     folder = write_shards(tmp_path / "text", make_documents(100), 1)
-    stream = open_blocks(folder, LineBlocks)
+    stream = open_blocks(folder, DocumentBlocks)
     loader = StreamLoader(stream, 4, lambda examples: {"index": [e["index"] for e in examples]}, num_batches=10)
     batches = iter(loader)
     for i in range(5):
@@ -360,7 +362,7 @@ def test_loader_raises_what_its_thread_meets(tmp_path, open_blocks):
     folder = write_shards(tmp_path / "text", make_documents(100), 2, ".txt")
     with open(folder / "1.txt", "ab") as file:
         file.write(b"\xff\n")
-    loader = StreamLoader(open_blocks(folder, LineBlocks), 8, list, num_batches=1000)
+    loader = StreamLoader(open_blocks(folder, DocumentBlocks), 8, list, num_batches=1000)
     with pytest.raises(UsageError, match=r"1\.txt: not UTF-8 at byte"):
         for _ in loader:
             pass
@@ -391,10 +393,10 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, open_blocks, monkeypatch
 @pytest.mark.parametrize(
     ("script", "kind"), [(run_clm, "gpt2"), (run_mlm, "roberta"), (run_plm, "xlnet"), (run_pretraining, "bert")]
 )
-def test_scripts_stream(script, kind, tmp_path, run, framed_tokenizer):
+def test_scripts_stream(script, kind, tmp_path, run, masked_tokenizer):
     """Trained for some epochs of a stream, every script's loss falls; the held-out part is evaluated."""
     folder = write_shards(tmp_path / "text", make_documents(300), 2)
-    framed_tokenizer.save_pretrained(tmp_path / "tokenizer")
+    masked_tokenizer.save_pretrained(tmp_path / "tokenizer")
     sizes = {
         "gpt2": "n_layer=1,n_embd=16,n_head=2,n_positions=64",
         "xlnet": "n_layer=1,d_model=16,n_head=2,d_inner=32",
@@ -450,7 +452,7 @@ def test_resumed_stream_ends_with_the_same_weights(tmp_path, run, checkpoint):
 
 def test_a_stream_that_breaks_off(tmp_path, run, checkpoint, common_args, monkeypatch, capsys):
     """What was trained is saved, the run ends with 1, and the same command goes on as if nothing had been."""
-    monkeypatch.setattr(block_stream, "WINDOW_TOKENS", 500)
+    monkeypatch.setattr(streaming, "WINDOW_TOKENS", 500)
     monkeypatch.setattr(token_stream, "CHARACTERS_PER_TASK", 1000)
     monkeypatch.setattr(document_stream, "ROWS_PER_READ", 10)
     folder = write_shards(tmp_path / "text", make_documents(600), 3)

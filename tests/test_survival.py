@@ -29,7 +29,7 @@ import run_mlm
 import run_plm
 import run_pretraining
 import utils.training.resumable_trainer
-from utils.training.checkpoint_files import damage, facts_of
+from utils.training.checkpoint_files import find_corruption, read_metadata
 from utils.training.trainer import LMTrainer
 
 
@@ -383,7 +383,7 @@ def test_damaged_checkpoints_are_skipped_and_named(flags, refused, tmp_path, cap
     (newest / "optimizer.pt").write_bytes(b"")
     run_clm.main(["--output_dir", str(folder), *args, "--save_total_limit", "1"])
     assert_same_run(folder, tmp_path / "twin")
-    assert checkpoints(folder) == [newest.name] and damage(newest) is None  # replaced by a whole one
+    assert checkpoints(folder) == [newest.name] and find_corruption(newest) is None  # replaced by a whole one
     (newest / "scheduler.pt").unlink()
     message = refused(*args, output_dir=folder)
     assert "scheduler.pt is missing" in message and "--overwrite_output_dir" in message
@@ -406,7 +406,7 @@ def test_disk_full(part, num_processes, flags, forked, tmp_path, capsys):
     run = forked(run_clm, tmp_path / "out", *args, num_processes=num_processes, patch=at_step(7, fill_disk))
     assert run.wait() == [1] * num_processes, run.output
     assert checkpoints(tmp_path / "out") == ["checkpoint-6"]
-    assert damage(tmp_path / "out" / "checkpoint-6") is None
+    assert find_corruption(tmp_path / "out" / "checkpoint-6") is None
     assert "Traceback" not in run.output
     lines = [line for line in run.output.splitlines() if line.startswith("run_clm.py: ")]
     assert len(lines) == 1 and "checkpoint-9 could not be saved: " in lines[0]
@@ -499,7 +499,7 @@ def test_evaluation_that_is_cut_short_is_made_up_for(flags, forked, tmp_path):
 
     run = forked(run_clm, tmp_path / "out", *args, patch=patch)
     assert run.wait() == [143], run.output
-    assert facts_of(tmp_path / "out" / f"checkpoint-{best}")["evaluation_is_due"]
+    assert read_metadata(tmp_path / "out" / f"checkpoint-{best}")["evaluation_is_due"]
     run = forked(run_clm, tmp_path / "out", *args, patch=patch)  # again, while it makes up for it
     assert run.wait() == [143], run.output
     run_clm.main(["--output_dir", str(tmp_path / "out"), *args])
@@ -548,7 +548,7 @@ def test_torchrun(flags, tmp_path):
     assert "exitcode: 143" in output or "exitcode  : 143" in output, output
     step = int(re.search(r"stopped by SIGTERM; step ([\d,]+) is saved", output)[1].replace(",", ""))
     assert f"checkpoint-{step}" in checkpoints(tmp_path / "out")
-    assert damage(tmp_path / "out" / f"checkpoint-{step}") is None
+    assert find_corruption(tmp_path / "out" / f"checkpoint-{step}") is None
     commands = re.findall("^run_clm.py: to go on: (.*)$", output, re.MULTILINE)
     assert [shlex.split(command) for command in commands] == [[*launcher, "run_clm.py", *args]]
 

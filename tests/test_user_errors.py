@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 
 import run_clm
-from utils.compat import IS_LINE_5
+from utils.compat import TRANSFORMERS_5
 
 
 ROOT = Path(run_clm.__file__).parent
@@ -473,7 +473,7 @@ def test_tokenizer_that_is_malformed(refused_before, train_file, tokenizer_folde
         (tokenizer_folder / "tokenizer.json").unlink()  # otherwise nothing would be wrong
     if name == "config.json":
         (tokenizer_folder / "tokenizer_config.json").unlink()
-        if IS_LINE_5 and content in ("{}", '{"model": 3}'):
+        if TRANSFORMERS_5 and content in ("{}", '{"model": 3}'):
             (tokenizer_folder / "tokenizer.json").unlink()  # which 5 takes by itself
     (tokenizer_folder / name).write_text(content)
     flags = [*MODEL, "--tokenizer_name", tokenizer_folder, "--train_file", train_file]

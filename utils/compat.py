@@ -23,23 +23,23 @@ from transformers import (
 from transformers.integrations import TensorBoardCallback
 
 
-IS_LINE_5 = int(transformers.__version__.split(".")[0]) >= 5
+TRANSFORMERS_5 = int(transformers.__version__.split(".")[0]) >= 5
 
-if IS_LINE_5:
+if TRANSFORMERS_5:
     import datasets
     from huggingface_hub import HfApi
     from transformers.integrations.integration_utils import default_logdir
 
-    from utils.hub.errors import is_of_the_network
+    from utils.hub.errors import is_network_error
 
     # The newest `adapters`, 1.3.0, cannot be imported beside transformers 5.
-    WHY_NO_ADAPTERS = (
+    NO_ADAPTERS_REASON = (
         f"the library `adapters` needs transformers 4.57.6, this is {transformers.__version__}; in an environment of "
         "its own: pip install -r requirements.txt"
     )
 
     # Flags of 4.57 that 5 has no more, and no other way to say the same in this suite than the one named here.
-    FLAGS_OF_THE_OTHER_LINE = {
+    FLAGS_OF_OTHER_VERSION = {
         "--no_cuda": "use --use_cpu",
         "--use_mps_device": "leave it out, mps is used where there is one",
         "--per_gpu_train_batch_size": "use --per_device_train_batch_size",
@@ -66,7 +66,7 @@ if IS_LINE_5:
     }
 
     @dataclass
-    class LineTrainingArguments(TrainingArguments):
+    class CompatTrainingArguments(TrainingArguments):
         """5 has lost these flags, which known commands have, and mostly has another way to say the same."""
 
         warmup_ratio: float = field(
@@ -105,7 +105,7 @@ if IS_LINE_5:
                 return math.ceil(num_training_steps * self.warmup_ratio)
             return super().get_warmup_steps(num_training_steps)
 
-    class LineTrainer(Trainer):
+    class CompatTrainer(Trainer):
         """5 has functions where 4.57 has methods of Trainer, and has defaults that this suite does without."""
 
         def __init__(self, model, args: TrainingArguments, **kwargs):
@@ -142,7 +142,7 @@ if IS_LINE_5:
         try:
             return HfApi(token=token).dataset_info(name).id
         except Exception as error:
-            if not is_of_the_network(error):
+            if not is_network_error(error):
                 raise
         cached = list(Path(cache_dir or datasets.config.HF_DATASETS_CACHE).glob(f"*___{name}"))
         return cached[0].name.replace("___", "/") if len(cached) == 1 else name
@@ -157,16 +157,16 @@ if IS_LINE_5:
             vars(module).update(originals)
 
 else:
-    WHY_NO_ADAPTERS = None
+    NO_ADAPTERS_REASON = None
 
-    FLAGS_OF_THE_OTHER_LINE = {
+    FLAGS_OF_OTHER_VERSION = {
         "--activation_checkpointing": "use --gradient_checkpointing",
         "--activation_checkpointing_kwargs": "use --gradient_checkpointing_kwargs",
         "--train_sampling_strategy": "use --group_by_length, or leave it out",
         "--use_cache": "leave it out, nothing is cached in training",
     }
-    LineTrainingArguments = TrainingArguments
-    LineTrainer = Trainer
+    CompatTrainingArguments = TrainingArguments
+    CompatTrainer = Trainer
 
     def dataset_repository(name: str, token: str | None, cache_dir: str | None) -> str:
         """Names without an owner, such as wikitext, are redirected by the hub."""

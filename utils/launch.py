@@ -94,7 +94,7 @@ def first_to_fail() -> Iterator[bool]:
         said.touch()
 
 
-def is_loss_of_others(error: BaseException) -> bool:
+def is_peer_failure(error: BaseException) -> bool:
     """Whether the error only says that another process of the job is gone or does not answer."""
     return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 

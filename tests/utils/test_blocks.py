@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from utils.config.parser import UsageError
+from utils.errors import UsageError
 from utils.examples.packed import PackedBlocks, require_one_block
 from utils.tokens.token_store import TokenStore
 

@@ -7,7 +7,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from utils.training.checkpoint_files import damage, facts_of, publish, remove, remove_leftovers, unfinished
+from utils.training.checkpoint_files import (
+    find_corruption,
+    publish,
+    read_metadata,
+    remove,
+    remove_leftovers,
+    unfinished,
+)
 
 
 FILES = ("model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json", "run_args.yaml", "deep/part.bin")
@@ -35,11 +42,11 @@ def checkpoint(tmp_path):
 
 
 def test_published_checkpoint_is_whole(checkpoint):
-    assert damage(checkpoint) is None
-    assert facts_of(checkpoint)["seed"] == 42
+    assert find_corruption(checkpoint) is None
+    assert read_metadata(checkpoint)["seed"] == 42
     assert not unfinished(checkpoint).exists()
     (checkpoint / "notes.txt").write_text("of the user")
-    assert damage(checkpoint) is None
+    assert find_corruption(checkpoint) is None
 
 
 @pytest.mark.parametrize("name", [*FILES, "checkpoint.json"])
@@ -55,11 +62,11 @@ def test_damage_is_found_and_named(checkpoint, name, how):
     else:
         path.write_bytes(content[: len(content) // 2] if how == "cut" else b"")
     if name == "checkpoint.json" and how == "gone":  # as in a checkpoint of an earlier version
-        assert damage(checkpoint) is None
+        assert find_corruption(checkpoint) is None
         return
-    assert name in damage(checkpoint)
+    assert name in find_corruption(checkpoint)
     if how != "one bit":
-        assert name in damage(checkpoint, read_all=False)
+        assert name in find_corruption(checkpoint, read_all=False)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json"])
@@ -67,14 +74,14 @@ def test_damage_without_a_record(checkpoint, name):
     (checkpoint / "checkpoint.json").unlink()
     path = checkpoint / name
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert damage(checkpoint) == f"{name} is not readable"
+    assert find_corruption(checkpoint) == f"{name} is not readable"
 
 
 def test_publishing_replaces(checkpoint):
     (checkpoint / "model.safetensors").write_bytes(b"damaged")
     write_files(unfinished(checkpoint), seed=1)
     publish(checkpoint, {})
-    assert damage(checkpoint) is None
+    assert find_corruption(checkpoint) is None
     assert json.loads((checkpoint / "trainer_state.json").read_text())["seed"] == 1
     assert [path.name for path in checkpoint.parent.iterdir()] == ["checkpoint-3"]
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from utils.examples.collators import CausalLMCollator
+from utils.examples.causal_collator import CausalLMCollator
 
 
 def blocks(*lengths):

@@ -11,10 +11,13 @@ import yaml
 from conftest import ROOT, run_python
 
 from run_clm import CausalLMArguments
-from utils.config import arguments
-from utils.config import parser as command_line
-from utils.config.arguments import DataArguments, LMTrainingArguments, ModelArguments
-from utils.config.parser import EarlyEnd, UsageError, entry_point, parse_arguments, resume_command
+from utils.config import parser, training_arguments
+from utils.config.data_arguments import DataArguments
+from utils.config.entry_point import entry_point, resume_command
+from utils.config.model_arguments import ModelArguments
+from utils.config.parser import parse_arguments
+from utils.config.training_arguments import LMTrainingArguments
+from utils.errors import EarlyEnd, UsageError
 
 
 NEEDED = {"model_type": "gpt2", "train_tokenizer": "bpe", "train_file": ["a.txt", "b.txt"], "output_dir": "out"}
@@ -68,8 +71,8 @@ def machine(monkeypatch):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: cpu_bf16)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
         monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpu_bf16 is not None)
-        monkeypatch.setattr(arguments, "is_torch_bf16_gpu_available", lambda: bool(gpu_bf16))
-        monkeypatch.setattr(arguments, "LAUNCHER_PRECISION", None)
+        monkeypatch.setattr(training_arguments, "is_torch_bf16_gpu_available", lambda: bool(gpu_bf16))
+        monkeypatch.setattr(training_arguments, "LAUNCHER_PRECISION", None)
 
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # what parsing writes there is undone after the test
     return has
@@ -400,14 +403,14 @@ def test_bf16_is_imitated_on_request(machine, caplog):
 
 def test_launcher_precision_is_left_to_the_launcher(machine, monkeypatch):
     machine(cpu_bf16=True)
-    monkeypatch.setattr(arguments, "LAUNCHER_PRECISION", "fp16")
+    monkeypatch.setattr(training_arguments, "LAUNCHER_PRECISION", "fp16")
     assert parse_needed()["bf16"] is False
     assert os.environ["ACCELERATE_MIXED_PRECISION"] == "fp16"
 
 
 def test_bf16_false_wins_over_the_launcher(machine, monkeypatch):
     machine(cpu_bf16=True)
-    monkeypatch.setattr(arguments, "LAUNCHER_PRECISION", "bf16")
+    monkeypatch.setattr(training_arguments, "LAUNCHER_PRECISION", "bf16")
     assert parse_needed("--bf16", "false")["bf16"] is False
     assert os.environ["ACCELERATE_MIXED_PRECISION"] == "no"
 
@@ -428,7 +431,7 @@ from pathlib import Path
 import torch
 import torch._dynamo  # as the scripts do: imported later, it would hold the process group
 
-from utils.config.parser import entry_point
+from utils.config.entry_point import entry_point
 
 
 @entry_point
@@ -532,7 +535,7 @@ def launched(monkeypatch):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         words = ["run_clm.py", "--model_name_or_path", "gpt2", "--train_file", "train.txt", *flags]
-        monkeypatch.setattr(command_line, "launch", launch)
+        monkeypatch.setattr(parser, "launch", launch)
         monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpus > 0)
         monkeypatch.setattr(torch.accelerator, "device_count", lambda: gpus)
         monkeypatch.setattr(sys, "argv", words)
@@ -590,8 +593,8 @@ def test_processes_that_cannot_be(launched, gpus, flags, message):
 
 def test_a_call_of_main_starts_none():
     with pytest.raises(UsageError, match="works on the command line"):
-        command_line._processes_to_start({"num_processes": 2}, is_script=False)
-    assert command_line._processes_to_start({}, is_script=False) == 1
+        parser._processes_to_start({"num_processes": 2}, is_script=False)
+    assert parser._processes_to_start({}, is_script=False) == 1
 
 
 def test_sharding_that_cannot_be(monkeypatch):

@@ -17,8 +17,8 @@ import pytest
 import zstandard
 from datasets import Dataset, DatasetDict
 
-from utils.config.arguments import DataArguments
-from utils.config.parser import UsageError
+from utils.config.data_arguments import DataArguments
+from utils.errors import UsageError
 from utils.text import text_files
 from utils.text.corpus import MOST_RUNS, hold_out, load_corpus
 

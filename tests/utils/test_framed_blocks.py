@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from utils.config.parser import UsageError
-from utils.examples.packed import FramedBlocks, LineBlocks, require_one_block
+from utils.errors import UsageError
+from utils.examples.document_blocks import DocumentBlocks
+from utils.examples.packed import PackedBlocksWithSpecialTokens, require_one_block
 from utils.tokens.token_store import TokenStore
 
 
@@ -36,7 +37,7 @@ def ids_of(blocks) -> list[list[int]]:
 @pytest.mark.parametrize("frame", [FRAME, ([], [3]), ([1], []), ([], [])])
 @pytest.mark.parametrize("block_size", [4, 7, 16, 57, 60, 61, 500])
 def test_every_token_once_in_order(frame, block_size, tmp_path):
-    blocks = FramedBlocks(make_store(tmp_path), block_size, frame)
+    blocks = PackedBlocksWithSpecialTokens(make_store(tmp_path), block_size, frame)
     prefix, suffix = frame
     content = []
     for ids in ids_of(blocks):
@@ -47,13 +48,13 @@ def test_every_token_once_in_order(frame, block_size, tmp_path):
     assert {len(ids) for ids in content[:-1]} <= {block_size - len(prefix) - len(suffix)}
     assert len(content[-1]) > 0
     assert blocks.num_tokens == 57
-    limited = FramedBlocks(make_store(tmp_path), block_size, frame, max_blocks=2)
+    limited = PackedBlocksWithSpecialTokens(make_store(tmp_path), block_size, frame, max_blocks=2)
     assert ids_of(limited) == ids_of(blocks)[:2]
     assert limited.target_bytes is None
 
 
 def test_an_example_is_of_the_stores_type_and_knows_itself(tmp_path):
-    blocks = FramedBlocks(make_store(tmp_path), 16, FRAME)
+    blocks = PackedBlocksWithSpecialTokens(make_store(tmp_path), 16, FRAME)
     example = blocks[2]
     assert set(example) == {"input_ids", "index", "epoch"}
     assert example["input_ids"].dtype == np.uint16
@@ -64,7 +65,7 @@ def test_an_example_is_of_the_stores_type_and_knows_itself(tmp_path):
         blocks[len(blocks)]
 
 
-@pytest.mark.parametrize("blocks_class", [FramedBlocks, LineBlocks])
+@pytest.mark.parametrize("blocks_class", [PackedBlocksWithSpecialTokens, DocumentBlocks])
 def test_word_starts_lie_on_their_tokens(blocks_class, tmp_path):
     """Frame tokens are words of their own, and so is what a block's edge leaves of a word."""
     blocks = blocks_class(make_store(tmp_path, with_words=True), 10, FRAME)
@@ -78,7 +79,7 @@ def test_word_starts_lie_on_their_tokens(blocks_class, tmp_path):
 @pytest.mark.parametrize("block_size", [4, 8, 15, 33, 100])
 def test_lines_are_documents_cut_and_never_empty(block_size, tmp_path, caplog):
     caplog.set_level(logging.INFO, "utils")
-    blocks = LineBlocks(make_store(tmp_path), block_size, FRAME)
+    blocks = DocumentBlocks(make_store(tmp_path), block_size, FRAME)
     starts = np.cumsum([0, *LENGTHS])
     documents = [list(range(100 + start, 100 + start + length)) for start, length in zip(starts, LENGTHS)]  # noqa: B905
     content = block_size - 3
@@ -89,22 +90,22 @@ def test_lines_are_documents_cut_and_never_empty(block_size, tmp_path, caplog):
     assert blocks.num_tokens == 57 - num_cut
     cut_lines = sum(length > content for length in LENGTHS)
     assert f"{num_cut} tokens of {cut_lines} of them cut off by --max_seq_length {block_size}" in caplog.text
-    assert ids_of(LineBlocks(make_store(tmp_path), block_size, FRAME, max_blocks=3)) == expected[:3]
+    assert ids_of(DocumentBlocks(make_store(tmp_path), block_size, FRAME, max_blocks=3)) == expected[:3]
 
 
-@pytest.mark.parametrize("blocks_class", [FramedBlocks, LineBlocks])
+@pytest.mark.parametrize("blocks_class", [PackedBlocksWithSpecialTokens, DocumentBlocks])
 def test_a_frame_needs_room(blocks_class, tmp_path):
     store = make_store(tmp_path)
     with pytest.raises(UsageError, match=r"--max_seq_length 3 .* 3 special tokens .* give 4 or more"):
         blocks_class(store, 3, FRAME)
-    assert len(blocks_class(store, 4, FRAME)) == (57 if blocks_class is FramedBlocks else 6)
+    assert len(blocks_class(store, 4, FRAME)) == (57 if blocks_class is PackedBlocksWithSpecialTokens else 6)
 
 
 def test_evaluation_needs_one_whole_block(tmp_path):
     store = make_store(tmp_path)
-    require_one_block(FramedBlocks(store, 60, FRAME))
+    require_one_block(PackedBlocksWithSpecialTokens(store, 60, FRAME))
     with pytest.raises(UsageError, match=r"57 tokens.*--block_size 60"):
-        require_one_block(FramedBlocks(store, 61, FRAME))
+        require_one_block(PackedBlocksWithSpecialTokens(store, 61, FRAME))
 
 
 def _epoch_in_worker(examples):
@@ -113,7 +114,7 @@ def _epoch_in_worker(examples):
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_workers_that_stay_see_the_next_epoch(context, tmp_path):
-    blocks = FramedBlocks(make_store(tmp_path), 13, FRAME)
+    blocks = PackedBlocksWithSpecialTokens(make_store(tmp_path), 13, FRAME)
     loader = torch.utils.data.DataLoader(
         blocks, 2, num_workers=1, collate_fn=_epoch_in_worker, persistent_workers=True, multiprocessing_context=context
     )

@@ -6,9 +6,10 @@ from datasets import Dataset
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from utils.config.arguments import ModelArguments
-from utils.config.parser import UsageError
-from utils.tokens.tokenizer import frame_of, load_tokenizer, train_tokenizer
+from utils.config.model_arguments import ModelArguments
+from utils.errors import UsageError
+from utils.tokens.tokenizer import load_tokenizer, special_token_affixes
+from utils.tokens.tokenizer_training import train_tokenizer
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
@@ -39,17 +40,17 @@ def test_unframed_stays_unframed():
 @pytest.mark.parametrize("kind", ["bpe", "wordpiece", "unigram"])
 def test_frame_of_a_template(kind):
     tokenizer = train_tokenizer(kind, [make_lines(100)], 300, framed=True)
-    assert frame_of(tokenizer) == ([tokenizer.cls_token_id], [tokenizer.sep_token_id])
+    assert special_token_affixes(tokenizer) == ([tokenizer.cls_token_id], [tokenizer.sep_token_id])
 
 
 def test_frame_without_a_template():
     """[CLS] and [SEP] if there are any, else the ends of text, else nothing."""
     tokenizer = train_tokenizer("unigram", [make_lines(100)], 200)
-    assert frame_of(tokenizer) == ([tokenizer.cls_token_id], [tokenizer.sep_token_id])
+    assert special_token_affixes(tokenizer) == ([tokenizer.cls_token_id], [tokenizer.sep_token_id])
     tokenizer.cls_token = tokenizer.sep_token = None
-    assert frame_of(tokenizer) == ([tokenizer.bos_token_id], [tokenizer.eos_token_id])
+    assert special_token_affixes(tokenizer) == ([tokenizer.bos_token_id], [tokenizer.eos_token_id])
     tokenizer.bos_token = None
-    assert frame_of(tokenizer) == ([], [tokenizer.eos_token_id])
+    assert special_token_affixes(tokenizer) == ([], [tokenizer.eos_token_id])
 
 
 def test_a_frame_may_stand_behind_alone():
@@ -59,7 +60,7 @@ def test_a_frame_may_stand_behind_alone():
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="$A <sep> <cls>", pair="$A $B", special_tokens=ids
     )
-    assert frame_of(tokenizer) == ([], [ids[0][1], ids[1][1]])
+    assert special_token_affixes(tokenizer) == ([], [ids[0][1], ids[1][1]])
 
 
 def test_the_cache_tells_framed_and_unframed_apart(tmp_path):

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from utils.config.parser import EarlyEnd
+from utils.errors import EarlyEnd
 from utils.training.signals import TIME_IS_UP, Interruption, reason_and_exit_code
 
 
@@ -31,7 +31,7 @@ def test_signal_is_noted(number, handlers):
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), signal.SIGTERM)  # repeated, as launchers do: the first one counts
         assert interruption.requested() == number
-        assert interruption.agree(interruption.requested()) == number
+        assert interruption.all_reduce(interruption.requested()) == number
         assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL  # the next one ends the process
         raise EarlyEnd("stopped", 128 + number)
     assert {number: signal.getsignal(number) for number in handlers} == handlers  # a program may go on after it

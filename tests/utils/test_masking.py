@@ -7,8 +7,8 @@ import pytest
 import torch
 from conftest import make_lines
 
-from utils.examples.collators import MaskedLMCollator
-from utils.tokens.tokenizer import train_tokenizer
+from utils.examples.masked_collator import MaskedLMCollator
+from utils.tokens.tokenizer_training import train_tokenizer
 
 
 def make_examples(tokenizer, lengths, epoch: int = 0, words: bool = False) -> list[dict]:
@@ -32,9 +32,9 @@ def within_four_standard_errors(count: int, total: int, probability: float) -> b
 
 @pytest.mark.parametrize("shares", [(0.15, 0.8, 0.1), (0.3, 1.0, 0.0), (0.4, 0.5, 0.3)])
 @pytest.mark.parametrize("whole_word_mask", [False, True])
-def test_rates_over_100_000_tokens(framed_tokenizer, shares, whole_word_mask):
+def test_rates_over_100_000_tokens(masked_tokenizer, shares, whole_word_mask):
     probability, mask_share, random_share = shares
-    tokenizer = framed_tokenizer
+    tokenizer = masked_tokenizer
     examples = make_examples(tokenizer, [252] * 400, words=True)
     if whole_word_mask:  # words of two tokens, so that the choices are independent by pairs
         for example in examples:
@@ -90,23 +90,23 @@ def test_nothing_special_is_masked(kind, whole_word_mask):
     assert (labels != -100).sum() > 40
 
 
-def test_a_special_token_ends_a_word(framed_tokenizer):
+def test_a_special_token_ends_a_word(masked_tokenizer):
     """What is left and right of it is chosen apart."""
     ids = np.array([0, 10, 11, 3, 12, 13, 2], dtype=np.uint16)
     starts = np.array([1, 1, 0, 0, 0, 0, 1], dtype=np.uint8)
     examples = [{"input_ids": ids, "index": i, "epoch": 0, "word_starts": starts} for i in range(200)]
-    labels = MaskedLMCollator(framed_tokenizer, 0, 0.5, whole_word_mask=True)(examples)["labels"] != -100
+    labels = MaskedLMCollator(masked_tokenizer, 0, 0.5, whole_word_mask=True)(examples)["labels"] != -100
     assert torch.equal(labels[:, 1], labels[:, 2])
     assert torch.equal(labels[:, 4], labels[:, 5])
     assert 50 < (labels[:, 1] != labels[:, 4]).sum() < 150
 
 
 @pytest.mark.parametrize("whole_word_mask", [False, True])
-def test_seed_epoch_and_example_decide_alone(framed_tokenizer, whole_word_mask):
+def test_seed_epoch_and_example_decide_alone(masked_tokenizer, whole_word_mask):
     """The same in any batch, in any order, in any company; other masks for another seed, epoch or example."""
     lengths = [30, 12, 30, 7, 22]
-    examples = make_examples(framed_tokenizer, lengths, words=True)
-    collator = MaskedLMCollator(framed_tokenizer, 7, 0.4, whole_word_mask=whole_word_mask)
+    examples = make_examples(masked_tokenizer, lengths, words=True)
+    collator = MaskedLMCollator(masked_tokenizer, 7, 0.4, whole_word_mask=whole_word_mask)
 
     def rows(batch) -> list[tuple]:
         shown = zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True)
@@ -121,23 +121,23 @@ def test_seed_epoch_and_example_decide_alone(framed_tokenizer, whole_word_mask):
     assert rows(collator(examples)) == together
 
     epoch_1 = rows(collator([example | {"epoch": 1} for example in examples]))
-    other_seed = rows(MaskedLMCollator(framed_tokenizer, 8, 0.4, whole_word_mask=whole_word_mask)(examples))
+    other_seed = rows(MaskedLMCollator(masked_tokenizer, 8, 0.4, whole_word_mask=whole_word_mask)(examples))
     other_index = rows(collator([example | {"index": example["index"] + 100} for example in examples]))
     for other in (epoch_1, other_seed, other_index):
         assert all(ours != theirs for ours, theirs in zip(together[:3], other[:3], strict=True))
     assert epoch_1 != other_seed
 
 
-def test_padding(framed_tokenizer):
+def test_padding(masked_tokenizer):
     """To the longest, without a mask where nothing is padded; or to a fixed length, always with one."""
-    examples = make_examples(framed_tokenizer, [9, 9])
-    batch = MaskedLMCollator(framed_tokenizer, 0)(examples)
+    examples = make_examples(masked_tokenizer, [9, 9])
+    batch = MaskedLMCollator(masked_tokenizer, 0)(examples)
     assert set(batch) == {"input_ids", "labels"}
     assert batch["input_ids"].dtype == batch["labels"].dtype == torch.int64
-    batch = MaskedLMCollator(framed_tokenizer, 0)(make_examples(framed_tokenizer, [9, 4]))
+    batch = MaskedLMCollator(masked_tokenizer, 0)(make_examples(masked_tokenizer, [9, 4]))
     assert batch["attention_mask"].tolist() == [[1] * 9, [1] * 4 + [0] * 5]
-    assert (batch["input_ids"][1, 4:] == framed_tokenizer.pad_token_id).all()
+    assert (batch["input_ids"][1, 4:] == masked_tokenizer.pad_token_id).all()
     for lengths in ([9, 4], [12, 12]):
-        batch = MaskedLMCollator(framed_tokenizer, 0, pad_to_length=12)(make_examples(framed_tokenizer, lengths))
+        batch = MaskedLMCollator(masked_tokenizer, 0, pad_to_length=12)(make_examples(masked_tokenizer, lengths))
         assert batch["input_ids"].shape == batch["labels"].shape == batch["attention_mask"].shape == (2, 12)
         assert batch["attention_mask"].sum(dim=1).tolist() == lengths

@@ -14,10 +14,10 @@ from transformers import (
 )
 
 from run_clm import MODEL_TYPES
-from utils.config.arguments import ModelArguments
-from utils.config.parser import UsageError
+from utils.config.model_arguments import ModelArguments
+from utils.errors import UsageError
+from utils.models.config import default_block_size, load_config, max_positions, override_config
 from utils.models.loading import fit_config_to_tokenizer
-from utils.models.model_config import default_block_size, load_config, max_positions, override_config
 
 
 def load(*, block_size=None, **flags):

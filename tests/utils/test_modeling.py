@@ -9,7 +9,9 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.activations import NewGELUActivation
 
-from utils.models.loading import MASKLESS_MODELS, _use_fast_gelu, score, use_maskless_attention, use_summed_loss
+from utils.models.attention import MASKLESS_MODELS, use_maskless_attention
+from utils.models.loading import _use_fast_gelu
+from utils.models.losses import score, use_summed_loss
 
 
 def right_padded_batch(vocab_size: int) -> dict[str, torch.Tensor]:

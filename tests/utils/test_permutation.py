@@ -9,8 +9,9 @@ import torch
 from conftest import make_xlnet
 from torch.nn.functional import cross_entropy
 
-from utils.examples.collators import PermutationLMCollator
-from utils.models.loading import use_factorization_order, use_summed_loss
+from utils.examples.permutation_collator import PermutationLMCollator
+from utils.models.factorization_order import use_factorization_order
+from utils.models.losses import use_summed_loss
 
 
 def make_examples(tokenizer, lengths, epoch: int = 0) -> list[dict]:
@@ -55,10 +56,10 @@ def spans_by_hand(generator: np.random.Generator, length: int, probability: floa
 
 @pytest.mark.parametrize("probability", [1 / 6, 0.15, 0.4, 1.0])
 @pytest.mark.parametrize("max_span", [1, 2, 5])
-def test_the_targets_are_those_of_the_definition(framed_tokenizer, probability, max_span):
+def test_the_targets_are_those_of_the_definition(masked_tokenizer, probability, max_span):
     lengths = [3, 4, 5, 7, 12, 33, 100, 101]
-    examples = make_examples(framed_tokenizer, lengths, epoch=2)
-    batch = PermutationLMCollator(framed_tokenizer, 7, probability, max_span)(examples)
+    examples = make_examples(masked_tokenizer, lengths, epoch=2)
+    batch = PermutationLMCollator(masked_tokenizer, 7, probability, max_span)(examples)
     for row, (example, length) in enumerate(zip(examples, lengths, strict=True)):
         generator = np.random.Generator(np.random.Philox(key=[7, 2], counter=[0, 0, 0, row]))
         generator.random(length)  # the order
@@ -72,20 +73,20 @@ def test_the_targets_are_those_of_the_definition(framed_tokenizer, probability, 
 
 
 @pytest.mark.parametrize("probability", [1 / 6, 0.15, 1 / 3])
-def test_share_of_targets_over_100_000_tokens(framed_tokenizer, probability):
+def test_share_of_targets_over_100_000_tokens(masked_tokenizer, probability):
     """Examples of 1,000 tokens, whose ends matter little; the standard error is that of the examples' shares."""
-    collator = PermutationLMCollator(framed_tokenizer, 0, probability)
-    examples = make_examples(framed_tokenizer, [1000] * 100)
+    collator = PermutationLMCollator(masked_tokenizer, 0, probability)
+    examples = make_examples(masked_tokenizer, [1000] * 100)
     counts = [(collator([example])["labels"] != -100).sum().item() for example in examples]
     error = np.std(counts) / math.sqrt(len(counts))
     assert abs(np.mean(counts) - 1000 * probability) < 4 * error + 2  # 2: the frame, and the cut at the end
 
 
-def test_span_lengths_are_uniform(framed_tokenizer):
+def test_span_lengths_are_uniform(masked_tokenizer):
     """With contexts so long that hardly any two spans touch."""
-    collator = PermutationLMCollator(framed_tokenizer, 0, plm_probability=1 / 40, max_span_length=5)
+    collator = PermutationLMCollator(masked_tokenizer, 0, plm_probability=1 / 40, max_span_length=5)
     counts = np.zeros(6, dtype=int)
-    for example in make_examples(framed_tokenizer, [1000] * 100):
+    for example in make_examples(masked_tokenizer, [1000] * 100):
         places = np.array(targets_of(collator([example]), 0))
         places = places[places < 900]  # none that the end cuts off
         runs = np.diff(np.flatnonzero(np.diff(places, prepend=-2, append=9999) > 1))
@@ -95,10 +96,10 @@ def test_span_lengths_are_uniform(framed_tokenizer):
     assert ((counts[1:] - expected) ** 2 / expected).sum() < 18.5  # chi-square of 4 degrees, 0.1%
 
 
-def test_who_sees_whom(framed_tokenizer):
+def test_who_sees_whom(masked_tokenizer):
     """Against the definition in words, on every pair of tokens of small examples."""
     lengths = [3, 5, 8, 13, 21, 40]
-    batch = PermutationLMCollator(framed_tokenizer, 3, 0.5, 4)(make_examples(framed_tokenizer, lengths))
+    batch = PermutationLMCollator(masked_tokenizer, 3, 0.5, 4)(make_examples(masked_tokenizer, lengths))
     for row, length in enumerate(lengths):
         hidden = is_hidden(batch, row)
         targets = targets_of(batch, row)
@@ -112,11 +113,11 @@ def test_who_sees_whom(framed_tokenizer):
         assert len(targets) <= length - 2
 
 
-def test_orders_are_uniform(framed_tokenizer):
+def test_orders_are_uniform(masked_tokenizer):
     """Each pair of neighbouring targets comes in either order equally often, and so do the first and the last."""
-    collator = PermutationLMCollator(framed_tokenizer, 0, 0.5)
+    collator = PermutationLMCollator(masked_tokenizer, 0, 0.5)
     forward = {"neighbours": [0, 0], "ends": [0, 0]}
-    for example in make_examples(framed_tokenizer, [40] * 400):
+    for example in make_examples(masked_tokenizer, [40] * 400):
         batch = collator([example])
         hidden, targets = is_hidden(batch, 0), targets_of(batch, 0)
         pairs = list(zip(targets[::2], targets[1::2], strict=False))
@@ -140,8 +141,8 @@ def test_where_all_are_targets_one_is_left_to_see(tokenizer, length):
     assert is_visible[targets].any(dim=1).all()
 
 
-def test_special_and_padding_tokens_are_no_targets(framed_tokenizer):
-    tokenizer = framed_tokenizer
+def test_special_and_padding_tokens_are_no_targets(masked_tokenizer):
+    tokenizer = masked_tokenizer
     examples = make_examples(tokenizer, [50, 21, 6] * 10)
     for example in examples:
         example["input_ids"][3] = tokenizer.eos_token_id
@@ -153,12 +154,12 @@ def test_special_and_padding_tokens_are_no_targets(framed_tokenizer):
         assert targets_of(batch, row) == [place for place in range(last) if place not in special]
 
 
-def test_an_example_is_the_same_in_any_batch(framed_tokenizer):
+def test_an_example_is_the_same_in_any_batch(masked_tokenizer):
     """Alone or among longer ones, padded or not; another seed, epoch or index makes another."""
-    collator = PermutationLMCollator(framed_tokenizer, 11)
-    examples = make_examples(framed_tokenizer, [20, 31, 31, 64])
+    collator = PermutationLMCollator(masked_tokenizer, 11)
+    examples = make_examples(masked_tokenizer, [20, 31, 31, 64])
     together = collator(examples)
-    padded = PermutationLMCollator(framed_tokenizer, 11, pad_to_length=77)(examples)
+    padded = PermutationLMCollator(masked_tokenizer, 11, pad_to_length=77)(examples)
     for row, example in enumerate(examples):
         length = len(example["input_ids"])
         alone = collator([example])
@@ -166,9 +167,9 @@ def test_an_example_is_the_same_in_any_batch(framed_tokenizer):
             assert targets_of(batch, row) == targets_of(alone, 0)
             assert torch.equal(batch["order"][row, :length], alone["order"][0])
             assert (batch["order"][row, length:] == -1).all()
-    (example,) = make_examples(framed_tokenizer, [64])
+    (example,) = make_examples(masked_tokenizer, [64])
     orders = [
-        PermutationLMCollator(framed_tokenizer, seed)([{**example, "epoch": epoch, "index": index}])["order"]
+        PermutationLMCollator(masked_tokenizer, seed)([{**example, "epoch": epoch, "index": index}])["order"]
         for seed, epoch, index in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
     ]
     for i in range(4):
@@ -177,20 +178,20 @@ def test_an_example_is_the_same_in_any_batch(framed_tokenizer):
 
 
 @pytest.mark.parametrize("probability", [1 / 6, 0.37, 1.0])
-def test_batches_padded_to_the_full_length_have_one_shape(framed_tokenizer, probability):
+def test_batches_padded_to_the_full_length_have_one_shape(masked_tokenizer, probability):
     """And room for all targets, whichever are drawn."""
-    collator = PermutationLMCollator(framed_tokenizer, 0, probability, 5, pad_to_length=31)
+    collator = PermutationLMCollator(masked_tokenizer, 0, probability, 5, pad_to_length=31)
     shapes = set()
-    for example in make_examples(framed_tokenizer, [31] * 300 + [5]):
+    for example in make_examples(masked_tokenizer, [31] * 300 + [5]):
         batch = collator([example])
         shapes.add(tuple(tuple(batch[name].shape) for name in sorted(batch)))
         assert "attention_mask" in batch
     assert len(shapes) == 1
 
 
-def test_an_example_without_targets(framed_tokenizer):
+def test_an_example_without_targets(masked_tokenizer):
     example = {"input_ids": np.array([0, 2], dtype=np.uint16), "index": 0, "epoch": 0}
-    batch = PermutationLMCollator(framed_tokenizer, 0)([example])
+    batch = PermutationLMCollator(masked_tokenizer, 0)([example])
     assert batch["labels"].tolist() == [[-100]]
     assert batch["targets"].tolist() == [[-1]]
     assert batch["order"].tolist() == [[-1, -1]]
@@ -212,11 +213,11 @@ def ragged_batch(tokenizer, **options) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("pad_to_length", [None, 40])
-def test_loss_and_gradients_are_those_of_the_identity_mapping(framed_tokenizer, pad_to_length):
+def test_loss_and_gradients_are_those_of_the_identity_mapping(masked_tokenizer, pad_to_length):
     """Plain XLNet, fed as transformers' collator feeds it: one row of target_mapping for each token."""
     model = make_xlnet(300)
     plain = copy.deepcopy(model).train()
-    batch = ragged_batch(framed_tokenizer, pad_to_length=pad_to_length)
+    batch = ragged_batch(masked_tokenizer, pad_to_length=pad_to_length)
     size, length = batch["input_ids"].shape
     labels = torch.full((size, length), -100)
     for row in range(size):
@@ -258,13 +259,13 @@ def test_loss_and_gradients_are_those_of_the_identity_mapping(framed_tokenizer, 
     assert scores["num_correct"] == (best == labels).sum()
 
 
-def test_no_target_depends_on_what_is_hidden_from_it(framed_tokenizer):
+def test_no_target_depends_on_what_is_hidden_from_it(masked_tokenizer):
     """The gradient of each target's logits: 0 at itself, at later targets and at padding, not 0 at all that is seen.
 
     Three layers: enough for what has seen a target to be seen by another one.
     """
     model = make_xlnet(300, n_layer=3).eval()
-    batch = ragged_batch(framed_tokenizer)
+    batch = ragged_batch(masked_tokenizer)
     embeddings = model.transformer.word_embedding(batch["input_ids"]).detach().requires_grad_()
     inputs = {key: value for key, value in batch.items() if key not in ("input_ids", "labels")}
     use_factorization_order(model)
@@ -281,11 +282,11 @@ def test_no_target_depends_on_what_is_hidden_from_it(framed_tokenizer):
     assert num_hidden > 30
 
 
-def test_changing_a_hidden_token_changes_no_earlier_target(framed_tokenizer):
+def test_changing_a_hidden_token_changes_no_earlier_target(masked_tokenizer):
     """Token by token, through the whole model: bit-equal logits of all targets before it, others of those after it."""
     model = make_xlnet(300).eval()
-    collator = PermutationLMCollator(framed_tokenizer, 5, 0.4)
-    (example,) = make_examples(framed_tokenizer, [21])
+    collator = PermutationLMCollator(masked_tokenizer, 5, 0.4)
+    (example,) = make_examples(masked_tokenizer, [21])
     batch = collator([example])
     targets = targets_of(batch, 0)
     del batch["labels"]

@@ -5,11 +5,11 @@ import torch
 from conftest import MASKED_SIZES, make_lines
 from transformers import AutoConfig, AutoModelForMaskedLM
 
-from utils.config.arguments import ModelArguments
-from utils.config.parser import UsageError
+from utils.config.model_arguments import ModelArguments
+from utils.errors import UsageError
+from utils.models.config import POSITIONS_AFTER_PADDING, load_config, max_positions
 from utils.models.loading import load_model
-from utils.models.model_config import POSITIONS_AFTER_PADDING, load_config, max_positions
-from utils.tokens.tokenizer import train_tokenizer
+from utils.tokens.tokenizer_training import train_tokenizer
 
 
 @pytest.mark.parametrize("model_type", sorted(set(POSITIONS_AFTER_PADDING) - {"longformer", "xmod"}))

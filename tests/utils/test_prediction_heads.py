@@ -9,7 +9,7 @@ from conftest import make_masked_model
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForMaskedLM
 
-from utils.models.loading import PREDICTION_HEADS, use_summed_loss
+from utils.models.losses import PREDICTION_HEADS, use_summed_loss
 
 
 MASKED_HEADS = sorted(

@@ -8,7 +8,7 @@ import torch
 from accelerate import skip_first_batches
 from torch.utils.data import Dataset
 
-from utils.training.batch_sampler import EpochBatches, StandIn, TrainingLoader, epoch_order
+from utils.training.batch_sampler import EmptyBatch, EpochBatches, TrainingLoader, epoch_order
 
 
 class Numbers(Dataset):
@@ -99,10 +99,10 @@ def test_neighbours_have_similar_lengths():
 def test_a_process_without_a_part_stands_in(workers):
     batches = [list(make_loader(5, 2, 4, process, num_workers=workers)) for process in range(4)]
     assert [len(part) for part in batches] == [1] * 4
-    examples = [batch["input_ids"].tolist() for part in batches for batch in part if not isinstance(batch, StandIn)]
+    examples = [batch["input_ids"].tolist() for part in batches for batch in part if not isinstance(batch, EmptyBatch)]
     assert sorted(sum(examples, [])) == list(range(5))
     batches = [list(make_loader(2, 1, 4, process, num_workers=workers))[0] for process in range(4)]
-    stand_ins = [batch for batch in batches if isinstance(batch, StandIn)]
+    stand_ins = [batch for batch in batches if isinstance(batch, EmptyBatch)]
     assert len(stand_ins) == 2
     for batch in stand_ins:
         assert batch["labels"].tolist() == batch["labels_2"].tolist() == [-100]

@@ -6,10 +6,10 @@ from conftest import make_lines
 from datasets import Dataset
 
 import utils.text.segmentation
-from utils.config.arguments import DataArguments
+from utils.config.data_arguments import DataArguments
 from utils.text.segmentation import Segmenter
 from utils.tokens.token_store import TokenStore, tokenize_documents
-from utils.tokens.tokenizer import train_tokenizer
+from utils.tokens.tokenizer_training import train_tokenizer
 
 
 def document_text(row: dict) -> str | None:

@@ -11,7 +11,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 from torch.utils.data import DataLoader
 
-from utils.config.parser import UsageError
+from utils.errors import UsageError
 from utils.examples.prebuilt_pairs import PreprocessedPairs, TextPairs, pair_source, read_labels, text_columns
 from utils.examples.sentence_pairs import SentencePairs, truncate_pair
 from utils.tokens.token_store import TokenStore
@@ -44,13 +44,13 @@ def random_documents(num_documents: int, seed: int = 0) -> list[list[int]]:
 
 
 @pytest.fixture
-def pairs_of(tmp_path, framed_tokenizer):
+def pairs_of(tmp_path, masked_tokenizer):
     """`pairs_of(documents, length, ...)`: their SentencePairs."""
     numbers = itertools.count()
 
     def make(documents, length, task="nsp", seed=1, with_words=False, **options) -> SentencePairs:
         store = make_store(tmp_path / f"store{next(numbers)}", documents, with_words)
-        return SentencePairs(store, length, framed_tokenizer, task=task, seed=seed, **options)
+        return SentencePairs(store, length, masked_tokenizer, task=task, seed=seed, **options)
 
     return make
 
@@ -70,7 +70,7 @@ def take_apart(example, tokenizer) -> tuple[range, range]:
 
 
 @pytest.mark.parametrize("task", ["nsp", "sop"])
-def test_twenty_thousand_pairs(task, pairs_of, framed_tokenizer):
+def test_twenty_thousand_pairs(task, pairs_of, masked_tokenizer):
     """Half of them are negatives; a negative's B is of another document (nsp) or before its A (sop); a positive's
     follows its A; none is too long. The lengths do not tell which it is."""
     pairs = pairs_of(random_documents(400), 32, task)
@@ -81,7 +81,7 @@ def test_twenty_thousand_pairs(task, pairs_of, framed_tokenizer):
     for epoch in itertools.count():
         pairs.set_epoch(epoch)
         for example in pairs.__getitems__(list(range(len(pairs)))):
-            a, b = take_apart(example, framed_tokenizer)
+            a, b = take_apart(example, masked_tokenizer)
             assert len(example["input_ids"]) <= 32
             document_a, document_b = bisect_right(offsets, a[0]), bisect_right(offsets, b[0])
             assert a[-1] < offsets[document_a] and b[-1] < offsets[document_b]  # each within one document
@@ -136,7 +136,7 @@ def test_short_pairs_are_gathered_up_to_a_random_length(pairs_of):
     assert {len(example["input_ids"]) for example in none.__getitems__(list(range(len(none))))} == {23}
 
 
-def test_the_number_of_pairs_is_fixed_and_an_epoch_reads_the_corpus_about_once(pairs_of, framed_tokenizer):
+def test_the_number_of_pairs_is_fixed_and_an_epoch_reads_the_corpus_about_once(pairs_of, masked_tokenizer):
     documents = random_documents(30)
     pairs = pairs_of(documents, 32)
     assert len(pairs) == sum(-(-sum(document) // 29) for document in documents if len(document) > 1)
@@ -145,7 +145,7 @@ def test_the_number_of_pairs_is_fixed_and_an_epoch_reads_the_corpus_about_once(p
     for epoch in range(num_epochs):
         pairs.set_epoch(epoch)
         for example in pairs.__getitems__(list(range(len(pairs)))):
-            for part in take_apart(example, framed_tokenizer):
+            for part in take_apart(example, masked_tokenizer):
                 reads[part.start : part.stop] += 1
     assert 0.85 < reads.mean() / num_epochs < 1.15
     segments = pairs.stores[0].segment_offsets
@@ -154,7 +154,7 @@ def test_the_number_of_pairs_is_fixed_and_an_epoch_reads_the_corpus_about_once(p
     assert np.mean((reads_of_segments > 0.3) & (reads_of_segments < 2)) > 0.9
 
 
-def test_long_and_single_segments(pairs_of, framed_tokenizer):
+def test_long_and_single_segments(pairs_of, masked_tokenizer):
     """Positives of segments longer than an example, from both; a document of one segment serves as a B alone."""
     pairs = pairs_of([[100, 100, 100], [7], [50, 60]], 20)
     assert len(pairs) == 18 + 7
@@ -162,7 +162,7 @@ def test_long_and_single_segments(pairs_of, framed_tokenizer):
     for epoch in range(30):
         pairs.set_epoch(epoch)
         for example in pairs.__getitems__(list(range(len(pairs)))):
-            a, b = take_apart(example, framed_tokenizer)
+            a, b = take_apart(example, masked_tokenizer)
             assert len(a) + len(b) == 17
             sources["a"].add(int(np.searchsorted([0, 100, 200, 300, 307, 357], a[0], side="right")))
             sources["b"].add(int(np.searchsorted([0, 100, 200, 300, 307, 357], b[0], side="right")))
@@ -210,10 +210,10 @@ def test_nothing_that_grows_with_the_tokens_is_kept(pairs_of):
     assert abs(sizes[1] - sizes[0]) < 100
 
 
-def test_words_begin_where_their_tokens_are(pairs_of, framed_tokenizer):
+def test_words_begin_where_their_tokens_are(pairs_of, masked_tokenizer):
     pairs = pairs_of(random_documents(10), 24, with_words=True)
     for example in pairs.__getitems__(list(range(len(pairs)))):
-        a, b = take_apart(example, framed_tokenizer)
+        a, b = take_apart(example, masked_tokenizer)
         expected = [1]
         for part in (a, b):
             expected += [int(place % 3 == 0 or place == part[0]) for place in part] + [1]
@@ -250,20 +250,20 @@ def make_text_pairs(tmp_path, tokenizer, lengths_a, lengths_b, size) -> TextPair
     return TextPairs(stores, labels, size, tokenizer, seed=0)
 
 
-def test_truncation_takes_from_random_ends(tmp_path, framed_tokenizer):
-    pairs = make_text_pairs(tmp_path, framed_tokenizer, [60] * 400, [10] * 400, 33)
+def test_truncation_takes_from_random_ends(tmp_path, masked_tokenizer):
+    pairs = make_text_pairs(tmp_path, masked_tokenizer, [60] * 400, [10] * 400, 33)
     from_front = []
     for index, example in enumerate(pairs.__getitems__(list(range(400)))):
-        a, b = take_apart(example, framed_tokenizer)
+        a, b = take_apart(example, masked_tokenizer)
         assert (len(a), len(b)) == (20, 10)
         from_front.append(a[0] - 60 * index)
     assert min(from_front) >= 0 and max(from_front) <= 40
     assert abs(np.mean(from_front) - 20) < 4 * (40 * 0.25 / 400) ** 0.5
 
 
-def test_text_pairs(tmp_path, framed_tokenizer):
-    pairs = make_text_pairs(tmp_path, framed_tokenizer, [5, 0, 9], [4, 6, 0], 40)
-    cls, sep = framed_tokenizer.cls_token_id, framed_tokenizer.sep_token_id
+def test_text_pairs(tmp_path, masked_tokenizer):
+    pairs = make_text_pairs(tmp_path, masked_tokenizer, [5, 0, 9], [4, 6, 0], 40)
+    cls, sep = masked_tokenizer.cls_token_id, masked_tokenizer.sep_token_id
     places = [((0, 5), (0, 4)), ((5, 5), (4, 10)), ((5, 14), (10, 10))]
     for example, label, (a, b) in zip(pairs.__getitems__([0, 1, 2]), (0, 1, 0), places, strict=True):
         a, b = (list(range(FIRST + start, FIRST + stop)) for start, stop in (a, b))
@@ -285,9 +285,9 @@ def make_ids(num_rows: int = 6, **changes) -> Dataset:
     return Dataset.from_dict(columns | changes)
 
 
-def test_preprocessed_pairs_lose_their_padding(framed_tokenizer):
+def test_preprocessed_pairs_lose_their_padding(masked_tokenizer):
     rows = make_ids()
-    pairs = PreprocessedPairs(rows.select([1, 2, 4]), 8, framed_tokenizer, seed=0, is_masked=True)
+    pairs = PreprocessedPairs(rows.select([1, 2, 4]), 8, masked_tokenizer, seed=0, is_masked=True)
     assert len(pairs) == 3
     for index, example in enumerate(pairs.__getitems__([0, 1, 2])):
         row = rows[[1, 2, 4][index]]
@@ -295,8 +295,8 @@ def test_preprocessed_pairs_lose_their_padding(framed_tokenizer):
         for name in ("input_ids", "token_type_ids", "labels"):
             assert example[name].tolist() == row[name][:length]
         assert (example["next_sentence_label"], example["index"]) == (row["next_sentence_label"], index)
-    assert "labels" not in PreprocessedPairs(rows, 8, framed_tokenizer, seed=0)[0]
-    assert len(PreprocessedPairs(rows, 8, framed_tokenizer, seed=0, max_pairs=2)) == 2
+    assert "labels" not in PreprocessedPairs(rows, 8, masked_tokenizer, seed=0)[0]
+    assert len(PreprocessedPairs(rows, 8, masked_tokenizer, seed=0, max_pairs=2)) == 2
 
 
 @pytest.mark.parametrize(
@@ -312,14 +312,14 @@ def test_preprocessed_pairs_lose_their_padding(framed_tokenizer):
         ({}, 7, "row 0 of the train data has 8 tokens"),
     ],
 )
-def test_bad_preprocessed_data_are_refused(changes, length, message, framed_tokenizer):
+def test_bad_preprocessed_data_are_refused(changes, length, message, masked_tokenizer):
     with pytest.raises(UsageError, match=message):
-        PreprocessedPairs(make_ids(**changes), length, framed_tokenizer, seed=0)
+        PreprocessedPairs(make_ids(**changes), length, masked_tokenizer, seed=0)
 
 
-def test_missing_columns_are_named(framed_tokenizer):
+def test_missing_columns_are_named(masked_tokenizer):
     with pytest.raises(UsageError, match="no column labels of lists"):
-        PreprocessedPairs(make_ids().remove_columns("labels"), 8, framed_tokenizer, seed=0, is_masked=True)
+        PreprocessedPairs(make_ids().remove_columns("labels"), 8, masked_tokenizer, seed=0, is_masked=True)
     with pytest.raises(UsageError, match="no column next_sentence_label"):
         read_labels(make_ids().remove_columns("next_sentence_label"), "train")
 

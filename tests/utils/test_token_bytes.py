@@ -6,7 +6,7 @@ from conftest import make_lines
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from utils.tokens.token_bytes import TokenBytes
-from utils.tokens.tokenizer import train_tokenizer
+from utils.tokens.tokenizer_training import train_tokenizer
 
 
 TEXTS = [

@@ -13,11 +13,11 @@ from datasets import Dataset
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from utils.config.arguments import DataArguments
-from utils.config.parser import UsageError
+from utils.config.data_arguments import DataArguments
+from utils.errors import UsageError
 from utils.tokens import token_store
 from utils.tokens.token_store import TokenStore, tokenize_documents
-from utils.tokens.tokenizer import train_tokenizer
+from utils.tokens.tokenizer_training import train_tokenizer
 
 
 def document_text(row: dict) -> str | None:

@@ -5,10 +5,11 @@ from conftest import make_lines
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-from utils.config.arguments import ModelArguments
-from utils.config.parser import UsageError
-from utils.tokens import tokenizer as tokenization
-from utils.tokens.tokenizer import load_tokenizer, train_tokenizer
+from utils.config.model_arguments import ModelArguments
+from utils.errors import UsageError
+from utils.tokens import tokenizer_training
+from utils.tokens.tokenizer import load_tokenizer
+from utils.tokens.tokenizer_training import train_tokenizer
 
 
 TEXTS = ["The cat  sat.\n\nA new\tline, é 日本\n", " leading and trailing \n"]
@@ -61,8 +62,8 @@ def test_too_small_a_vocabulary_is_refused(kind):
 def test_trained_once(kind, tmp_path, monkeypatch):
     """A second run finds the tokenizer in the cache; other text or another document_text trains another one."""
     trainings = []
-    train = tokenization.train_tokenizer
-    monkeypatch.setattr(tokenization, "train_tokenizer", lambda *args: trainings.append(1) or train(*args))
+    train = tokenizer_training.train_tokenizer
+    monkeypatch.setattr(tokenizer_training, "train_tokenizer", lambda *args: trainings.append(1) or train(*args))
     args = ModelArguments(model_type="gpt2", train_tokenizer=kind, vocab_size=280, cache_dir=str(tmp_path / "a"))
     documents = Dataset.from_dict({"text": make_lines(100)})
     first = load_tokenizer(args, documents, lambda row: row["text"])

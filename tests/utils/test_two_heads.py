@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForPreTraining
 
 from run_pretraining import MODEL_TYPES
-from utils.models.loading import use_summed_loss
+from utils.models.losses import use_summed_loss
 
 
 def make_pretraining_model(model_type: str, vocab_size: int, **overrides):

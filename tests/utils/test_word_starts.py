@@ -9,13 +9,14 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from utils.config.arguments import DataArguments
-from utils.config.parser import UsageError
-from utils.examples.collators import MaskedLMCollator
-from utils.examples.packed import FramedBlocks
+from utils.config.data_arguments import DataArguments
+from utils.errors import UsageError
+from utils.examples.masked_collator import MaskedLMCollator
+from utils.examples.packed import PackedBlocksWithSpecialTokens
 from utils.tokens import token_store
 from utils.tokens.token_store import TokenStore, tokenize_documents
-from utils.tokens.tokenizer import frame_of, train_tokenizer
+from utils.tokens.tokenizer import special_token_affixes
+from utils.tokens.tokenizer_training import train_tokenizer
 
 
 TEXTS = [
@@ -74,7 +75,7 @@ def test_words_are_the_tokenizers(tokenizer, tmp_path, monkeypatch):
 def test_words_are_masked_all_or_none(tokenizer, tmp_path):
     """In blocks whose edges cut words; a special token in the text is no part of one."""
     text = [*TEXTS, f"before {tokenizer.mask_token} after"]
-    blocks = FramedBlocks(build(text, tokenizer, tmp_path), 21, frame_of(tokenizer))
+    blocks = PackedBlocksWithSpecialTokens(build(text, tokenizer, tmp_path), 21, special_token_affixes(tokenizer))
     collator = MaskedLMCollator(tokenizer, 0, mlm_probability=0.5, whole_word_mask=True)
     num_pieces = 0
     for epoch in range(20):

@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass, field, fields
 
-from utils.config.parser import UsageError
+from utils.errors import UsageError
 
 
 logger = logging.getLogger(__name__)

@@ -1,20 +1,12 @@
-"""How a script is called: flags, or one .json/.yaml file and flags over it; a user's mistake ends in one line."""
+"""The command line: flags, or one .json or .yaml file and flags that override it."""
 
 import argparse
-import atexit
 import dataclasses
 import difflib
-import functools
-import gc
-import inspect
 import json
 import logging
 import os
-import shlex
-import signal
 import sys
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,16 +15,13 @@ import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
-from utils.compat import FLAGS_OF_THE_OTHER_LINE
-from utils.launch import first_to_fail, is_loss_of_others, launch, launched_processes
+from utils.compat import FLAGS_OF_OTHER_VERSION
+from utils.errors import UsageError
+from utils.launch import launch, launched_processes
 
 
 logger = logging.getLogger(__name__)
 
-LOST_PROCESS = (
-    "another process of this job has ended or does not answer (its output says why); the same command goes on from "
-    "the newest checkpoint, if there is one"
-)
 
 NO_TPU_FLAG = (
     "--tpu was TensorFlow's: on a TPU machine with torch_xla, accelerate launch --tpu --num_processes 8 (or another "
@@ -40,116 +29,7 @@ NO_TPU_FLAG = (
 )
 
 
-SECRETS = ("token", "hub_token", "push_to_hub_token")  # flags whose values are kept out of all that is written
-
-
-class UsageError(ValueError):
-    """A mistake that the user can mend. The message is one line that names the flag or file and the way out."""
-
-
-class EarlyEnd(Exception):
-    """All processes end before the run is complete, for a reason that one line tells.
-
-    Args:
-        message: that line.
-        exit_code: of every process.
-        resume_flags: what the command that goes on has beside the flags of this one; None if it should not go on.
-    """
-
-    def __init__(self, message: str, exit_code: int, resume_flags: list[str] | None = None):
-        super().__init__(message)
-        self.exit_code = exit_code
-        self.resume_flags = resume_flags
-
-
-def entry_point(main: Callable) -> Callable:
-    """Make `main(args)` a script's way in: what the user can understand ends in one line, without a traceback.
-
-    Exit code 2 for a `UsageError`; that of an `EarlyEnd`, which the first process prints, with the command that
-    resumes; 130 for Ctrl-C. Of several processes, all find the same mistake, or one fails and the others miss it: the
-    first of each machine prints its error, another one ends in silence.
-    """
-    script = Path(inspect.getfile(main))
-
-    @functools.wraps(main)
-    def run(args: list[str] | None = None):
-        def tell(line: str) -> None:
-            print(f"{script.name}: {' '.join(line.split())}", file=sys.stderr, flush=True)
-
-        exit_code, result = 0, None
-        try:
-            result = main(args)
-        except UsageError as error:
-            with first_to_fail() as is_first:
-                if is_first:
-                    tell(f"error: {error}")
-            raise SystemExit(2) from error
-        except KeyboardInterrupt:
-            with first_to_fail() as is_first:
-                if is_first:
-                    tell("interrupted")
-            raise SystemExit(128 + signal.SIGINT) from None
-        except EarlyEnd as end:
-            if int(os.environ.get("RANK", 0)) == 0:
-                tell(str(end))
-                if end.resume_flags is not None:
-                    tell(f"to go on: {resume_command(script, args, end.resume_flags)}")
-            exit_code = end.exit_code
-        except Exception as error:
-            if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-                raise
-            with first_to_fail() as is_first:
-                if is_first and is_loss_of_others(error):
-                    tell(f"error: {LOST_PROCESS}: {error}")
-                elif is_first:
-                    traceback.print_exc()
-            raise SystemExit(1) from error
-        atexit.register(_end_process_group)  # not after an error: other processes may be stuck, this one is to leave
-        if exit_code:  # here, where nothing refers to the training any more: the dataloader's workers have ended
-            raise SystemExit(exit_code)
-        return result
-
-    return run
-
-
-def resume_command(script: Path, args: list[str] | None, flags: list[str]) -> str:
-    """The command of this run and `flags`, quoted for a shell, without tokens.
-
-    Args:
-        args: what main was called with; None for the command line. Then the whole of it is repeated as it was given;
-            under torchrun and `accelerate launch`, whose processes know nothing of their launcher's flags, it is the
-            launcher's, which Linux tells (else torchrun with the number of processes).
-    """
-    if args is not None:
-        words = ["python", str(script), *args]
-    elif "TORCHELASTIC_RUN_ID" not in os.environ:
-        words = sys.orig_argv
-    else:
-        launcher = Path(f"/proc/{os.getppid()}/cmdline")
-        sizes = ["--nnodes", os.environ["GROUP_WORLD_SIZE"], "--nproc_per_node", os.environ["LOCAL_WORLD_SIZE"]]
-        words = ["torchrun", *sizes, *sys.argv]
-        if launcher.is_file():
-            words = launcher.read_bytes().decode().rstrip("\0").split("\0")
-    words = [*words, *flags]
-    for place, word in enumerate(words):
-        flag = word.removeprefix("--").split("=")[0]
-        if word.startswith("--") and flag in SECRETS and "=" in word:
-            words[place] = f"--{flag}=..."
-        elif word.startswith("--") and flag in SECRETS and place + 1 < len(words):
-            words[place + 1] = "..."
-    return shlex.join(words)
-
-
-def _end_process_group() -> None:
-    """Leave the process group, if there is one, and wait until its threads have ended.
-
-    A thread of gloo that still holds a tensor while the interpreter shuts down aborts the process, after a run in
-    which all went well (pytorch issue 190489). The threads end with the last reference to the group, and the models
-    that refer to it are in cycles.
-    """
-    if torch.distributed.is_initialized():
-        gc.collect()
-        torch.distributed.destroy_process_group()
+SECRET_FLAGS = ("token", "hub_token", "push_to_hub_token")  # flags whose values are kept out of all that is written
 
 
 def parse_arguments(*dataclass_types: type, args: list[str] | None = None) -> tuple:
@@ -194,7 +74,7 @@ def parse_arguments(*dataclass_types: type, args: list[str] | None = None) -> tu
     for arguments in parsed:
         if any(field.name == "run_args" for field in dataclasses.fields(arguments)):
             # They are part of TrainingArguments, which TensorBoard and other loggers write down.
-            arguments.run_args = {flag: value for flag, value in given.items() if flag not in SECRETS}
+            arguments.run_args = {flag: value for flag, value in given.items() if flag not in SECRET_FLAGS}
     return tuple(parsed)
 
 
@@ -255,8 +135,8 @@ class _FlagParser(HfArgumentParser):
     def nearest(self, flag: str) -> str:
         """` (did you mean --real_flag?)`, or what to do about a flag that only the other line of transformers has."""
         name = flag.split("=")[0]
-        if name in FLAGS_OF_THE_OTHER_LINE:
-            return f" in transformers {transformers.__version__}: {FLAGS_OF_THE_OTHER_LINE[name]}"
+        if name in FLAGS_OF_OTHER_VERSION:
+            return f" in transformers {transformers.__version__}: {FLAGS_OF_OTHER_VERSION[name]}"
         close = difflib.get_close_matches(name, self._option_string_actions, n=1)
         return f" (did you mean {close[0]}?)" if close else " (--help lists the flags)"
 

@@ -1,15 +1,13 @@
-"""Token ids -> blocks, the training examples."""
+"""Packed blocks: every token of the corpus, in order, across the ends of documents."""
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from utils.config.arguments import DataArguments, LMTrainingArguments
-from utils.config.parser import UsageError
+from utils.errors import UsageError
 from utils.tokens.token_store import TokenStore
 
 
@@ -29,7 +27,7 @@ class PackedBlocks(Dataset):
     """
 
     cuts_documents = True  # so that of a part of a corpus the last tokens go with those of the next part
-    least_documents = 1  # that a part of a corpus must have
+    min_documents = 1  # that a part of a corpus must have
 
     def __init__(self, store: TokenStore, block_size: int, max_blocks: int | None = None):
         self.store = store
@@ -69,7 +67,7 @@ class PackedBlocks(Dataset):
         return int(token_bytes.sum(dtype=np.int64)) - int(token_bytes[:: self.block_size].sum(dtype=np.int64))
 
 
-class FramedBlocks(PackedBlocks):
+class PackedBlocksWithSpecialTokens(PackedBlocks):
     """Packed blocks between the special tokens that the model expects around a text, for random masks.
 
     The full-sentences format of RoBERTa (Liu et al. 2019, section 4.2): [CLS] tokens [SEP], the tokens running across
@@ -78,7 +76,7 @@ class FramedBlocks(PackedBlocks):
     Args:
         store: the tokens of the corpus, tokenized with `add_special_tokens=False`.
         block_size: tokens in a block, the frame included.
-        frame: the ids before and after the content, from `utils.tokens.tokenizer.frame_of`.
+        frame: the ids before and after the content, from `utils.tokens.tokenizer.special_token_affixes`.
         max_blocks: only the first so many blocks.
 
     Raises:
@@ -133,64 +131,6 @@ class FramedBlocks(PackedBlocks):
             starts[len(self.prefix) + 1 : len(self.prefix) + len(content)] = content[1:]
             example["word_starts"] = starts
         return example
-
-
-class LineBlocks(FramedBlocks):
-    """One example for each document that has a token, framed, and cut where it is longer than `block_size`.
-
-    The log says how many tokens of a token store were cut off. Args: as for FramedBlocks.
-    """
-
-    cuts_documents = False
-
-    def __init__(
-        self,
-        store: TokenStore,
-        block_size: int,
-        frame: tuple[Sequence[int], Sequence[int]],
-        max_blocks: int | None = None,
-    ):
-        super().__init__(store, block_size, frame)
-        lengths = np.diff(store.offsets)
-        self._documents = np.flatnonzero(lengths)[:max_blocks]
-        lengths = lengths[self._documents]
-        contents = np.minimum(lengths, self.content_size)
-        self.num_blocks = len(contents)
-        self.num_tokens = int(contents.sum())
-        self.lengths = contents + len(self.prefix) + len(self.suffix)
-        num_cut = int(lengths.sum()) - self.num_tokens
-        if isinstance(store, TokenStore):
-            logger.info(
-                "line by line: %s examples; %s tokens of %s of them cut off by --max_seq_length %s",
-                f"{len(lengths):,}", f"{num_cut:,}", f"{np.count_nonzero(lengths > self.content_size):,}", block_size,
-            )  # fmt: skip
-
-    def span(self, index: int) -> slice:
-        """Where example `index` lies among the tokens of the store."""
-        if not 0 <= index < self.num_blocks:
-            raise IndexError(index)
-        start, end = self.store.offsets[self._documents[index] :][:2].tolist()
-        return slice(start, min(end, start + self.content_size))
-
-
-@dataclass
-class LineByLineArguments:
-    """The flags of the scripts that make LineBlocks on request."""
-
-    line_by_line: bool = field(
-        default=False,
-        metadata={
-            "help": "One example for each document (each line of a .txt file, without its line end unless "
-            "--keep_linebreaks true), cut at --max_seq_length, instead of blocks full of text."
-        },
-    )
-
-    def fit(self, data_args: DataArguments, training_args: LMTrainingArguments) -> None:
-        """Refuse what packed blocks have no use for; line by line, leave line ends out unless they were asked for."""
-        if training_args.group_by_length and not self.line_by_line:
-            raise UsageError("--group_by_length goes with --line_by_line: packed blocks have one length; leave it out")
-        if self.line_by_line and "keep_linebreaks" not in training_args.run_args:
-            data_args.keep_linebreaks = False
 
 
 def require_one_block(blocks: PackedBlocks) -> None:

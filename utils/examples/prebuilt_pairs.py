@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerBase
 
-from utils.config.parser import UsageError
+from utils.errors import UsageError
 from utils.examples.sentence_pairs import LABEL, Pairs
 from utils.tokens.token_store import TokenStore
 

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from utils.config.parser import UsageError
+from utils.errors import UsageError
 from utils.tokens.token_store import TokenStore
 
 
@@ -35,7 +35,7 @@ class Pairs(Dataset):
     """
 
     cuts_documents = False  # see PackedBlocks
-    least_documents = 16  # out of which a random B comes
+    min_documents = 16  # out of which a random B comes
 
     def __init__(self, block_size: int, num_pairs: int, tokenizer: PreTrainedTokenizerBase, seed: int):
         self.block_size = block_size

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
-from utils.config.parser import UsageError
+from utils.errors import UsageError
 from utils.examples.packed import PackedBlocks
 from utils.examples.sentence_pairs import Pairs
 from utils.examples.stream_state import STATE_FILE, read_state, write_state
@@ -191,8 +191,8 @@ class StreamedBlocks:
         self._open_window()
 
     def _holds_enough(self, num_documents: int, num_tokens: int, num_windows: int) -> bool:
-        least_documents = self.stream.blocks_class.least_documents
-        return num_tokens >= num_windows * WINDOW_TOKENS and num_documents >= num_windows * least_documents
+        min_documents = self.stream.blocks_class.min_documents
+        return num_tokens >= num_windows * WINDOW_TOKENS and num_documents >= num_windows * min_documents
 
     def _open_window(self) -> None:
         documents = self.stream.tokens.documents

@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 HTTP_LIBRARIES = ("requests", "urllib3", "httpx", "httpcore", "httpx2", "httpcore2")
 
 
-def explain(error: BaseException, name: str, is_upload: bool = False) -> str:
+def explain_hub_error(error: BaseException, name: str, is_upload: bool = False) -> str:
     """What is wrong with the name, the access or the network, as far as the error says so; else the error's own text.
 
     The libraries wrap what the hub answered into errors of their own, so the whole chain of causes is looked at. A
@@ -32,12 +32,12 @@ def explain(error: BaseException, name: str, is_upload: bool = False) -> str:
     return _explanation(list(_chain(error)), name, is_upload) or str(error)
 
 
-def is_about_the_hub(error: BaseException) -> bool:
+def is_hub_error(error: BaseException) -> bool:
     """Whether `explain` has an explanation of its own."""
     return _explanation(list(_chain(error)), "", False) is not None
 
 
-def is_of_the_network(error: BaseException) -> bool:
+def is_network_error(error: BaseException) -> bool:
     """Whether there was no connection, or one that failed."""
     # OfflineModeIsEnabled is a ConnectionError; a file that is not in the cache is asked for only without a network.
     library = type(error).__module__.split(".")[0]
@@ -74,7 +74,7 @@ def _explanation(chain: list[BaseException], name: str, is_upload: bool) -> str 
             return f"wrong name: the hub has {name}, but not the file that is needed"
         if isinstance(error, HFValidationError):
             return f"wrong name: {elsewhere}the hub has no names of this form"
-    if any(map(is_of_the_network, chain)):
+    if any(map(is_network_error, chain)):
         if constants.HF_HUB_OFFLINE:
             return f"no network: HF_HUB_OFFLINE is set{not_here}"
         return f"the network: {constants.ENDPOINT} cannot be reached{not_here}"

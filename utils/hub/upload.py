@@ -15,9 +15,9 @@ from huggingface_hub.utils import disable_progress_bars
 from transformers.trainer_callback import TrainerCallback
 from transformers.trainer_utils import HubStrategy
 
-from utils.config.arguments import LMTrainingArguments
-from utils.config.parser import EarlyEnd, UsageError
-from utils.hub.errors import explain
+from utils.config.training_arguments import LMTrainingArguments
+from utils.errors import EarlyEnd, UsageError
+from utils.hub.errors import explain_hub_error
 
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def prepare_upload(training_args: LMTrainingArguments) -> None:
             f"--hub_model_id {name}: the hub takes letters, digits, -, _ and . in names; give another one"
         ) from error
     except Exception as error:  # of many types: the token, the access, the network
-        raise UsageError(f"--push_to_hub to {name}: {explain(error, name, is_upload=True)}") from error
+        raise UsageError(f"--push_to_hub to {name}: {explain_hub_error(error, name, is_upload=True)}") from error
     training_args.hub_model_id = repository.repo_id
     if training_args.report_to and not Path(training_args.logging_dir).is_relative_to(training_args.output_dir):
         logger.warning(
@@ -129,7 +129,7 @@ class CheckpointUploads(TrainerCallback):
             if upload.exception() is None:
                 logger.info("hub: %s is uploaded", checkpoint)
             else:
-                reason = " ".join(explain(upload.exception(), args.hub_model_id, is_upload=True).split())
+                reason = " ".join(explain_hub_error(upload.exception(), args.hub_model_id, is_upload=True).split())
                 logger.warning("hub: the upload of %s failed, training goes on: %s", checkpoint, reason)
             shutil.rmtree(snapshot)
             del self.running[snapshot]
@@ -196,10 +196,10 @@ def upload_results(training_args: LMTrainingArguments) -> None:
     except Exception as error:  # of many types: the network, the access, a file that the hub does not take
         command = ["hf", "upload", name, str(folder), ".", *(["--revision", revision] if revision else [])]
         command = shlex.join([*command, "--exclude", NOT_UPLOADED])
+        reason = explain_hub_error(error, name, is_upload=True)
         raise EarlyEnd(
-            f"error: --push_to_hub to {name}: the upload failed: {explain(error, name, is_upload=True)}. The results "
-            f"are complete in {folder}; this uploads them, with the token in HF_TOKEN or of `hf auth login`: "
-            f"{command}",
+            f"error: --push_to_hub to {name}: the upload failed: {reason}. The results are complete in {folder}; this "
+            f"uploads them, with the token in HF_TOKEN or of `hf auth login`: {command}",
             exit_code=1,
         ) from error
     logger.info("hub: uploaded, %s", commit.commit_url)

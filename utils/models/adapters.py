@@ -10,16 +10,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from utils.config.adapter_arguments import (
-    LANGUAGE_FOLDER,
-    MERGED_FOLDER,
-    MODEL_WEIGHTS,
-    AdapterArguments,
-    parse_adapter_config,
-    safe_name,
-)
-from utils.config.arguments import DataArguments, ModelArguments
-from utils.config.parser import UsageError
+from utils.config.adapter_arguments import LANGUAGE_FOLDER, MERGED_FOLDER, MODEL_WEIGHTS, AdapterArguments, safe_name
+from utils.config.data_arguments import DataArguments
+from utils.config.model_arguments import ModelArguments
+from utils.errors import UsageError
+from utils.models.adapter_checks import parse_adapter_config
 from utils.models.xlnet_adapters import init_xlnet
 
 

@@ -14,10 +14,11 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict
 
 from utils.compat import dataset_repository
-from utils.config.arguments import DataArguments, LMTrainingArguments
-from utils.config.parser import UsageError
+from utils.config.data_arguments import DataArguments
+from utils.config.training_arguments import LMTrainingArguments
+from utils.errors import UsageError
 from utils.fingerprint import fingerprint
-from utils.hub.errors import explain
+from utils.hub.errors import explain_hub_error
 from utils.text.document_stream import DocumentStream
 from utils.text.text_files import PIECE_SIZE, files_fingerprint, find_files, load_files
 
@@ -184,7 +185,7 @@ def _load_named(
         builder = datasets.load_dataset_builder(repository, data_args.dataset_config_name, **options)
         streams = builder.as_streaming_dataset()
     except Exception as error:  # of many types: the name, the access, the network or the files may be wrong
-        raise UsageError(f"--dataset_name {name}: {explain(error, name)}") from error
+        raise UsageError(f"--dataset_name {name}: {explain_hub_error(error, name)}") from error
     # The files with the commit, or the time, of each.
     files = {
         str(split): [*data_files, *map(list, data_files.origin_metadata)]

@@ -8,10 +8,10 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from utils.config.parser import UsageError
+from utils.errors import UsageError
 from utils.fingerprint import fingerprint
-from utils.hub import errors as hub_errors
-from utils.text.text_files import explain
+from utils.hub.errors import explain_hub_error
+from utils.text.text_files import explain_read_error
 
 
 ROWS_PER_READ = 200
@@ -141,5 +141,5 @@ class DocumentStream:
             yield from rows.with_format("arrow").iter(batch_size=ROWS_PER_READ)
         except Exception as error:  # of many types: files may be damaged, or have gone, or the network fails
             if self.files:
-                raise explain(error, self.source, list(self.files)) from error
-            raise UsageError(f"{self.source}: {hub_errors.explain(error, self.source.split()[-1])}") from error
+                raise explain_read_error(error, self.source, list(self.files)) from error
+            raise UsageError(f"{self.source}: {explain_hub_error(error, self.source.split()[-1])}") from error

@@ -15,8 +15,8 @@ import fsspec
 import pyarrow as pa
 from datasets import Dataset, IterableDataset
 
-from utils.config.arguments import DataArguments
-from utils.config.parser import UsageError
+from utils.config.data_arguments import DataArguments
+from utils.errors import UsageError
 from utils.fingerprint import fingerprint
 
 
@@ -107,7 +107,7 @@ def load_files(
             data_files = {"train": datasets.DownloadManager(download_config=download_config).extract(files)}
         return datasets.load_dataset(builder_name, data_files=data_files, cache_dir=cache_dir, **options)["train"]
     except Exception as error:
-        raise explain(error, flag, files) from error
+        raise explain_read_error(error, flag, files) from error
 
 
 def files_fingerprint(files: list[str], data_args: DataArguments) -> str:
@@ -223,7 +223,7 @@ def _read_text(file: str, offset: int = 0, end: int | None = None) -> Iterator[s
             offset += len(data)
 
 
-def explain(error: Exception, flag: str, files: list[str]) -> UsageError:
+def explain_read_error(error: Exception, flag: str, files: list[str]) -> UsageError:
     """Say which file, and where in it, made `datasets` fail: its own errors name neither."""
     file_format = _format_of(files[0])
     cause: BaseException | None = error

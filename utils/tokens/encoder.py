@@ -11,7 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from utils.config.parser import UsageError
+from utils.errors import UsageError
 from utils.fingerprint import fingerprint
 from utils.text.segmentation import Segmenter
 from utils.tokens.token_bytes import TokenBytes

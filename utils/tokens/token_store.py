@@ -19,8 +19,8 @@ from filelock import FileLock
 from torch.distributed import TCPStore
 from transformers import PreTrainedTokenizerBase
 
-from utils.config.arguments import DataArguments
-from utils.config.parser import UsageError
+from utils.config.data_arguments import DataArguments
+from utils.errors import UsageError
 from utils.fingerprint import code_fingerprint, fingerprint
 from utils.progress import progress
 from utils.text.document_stream import ROWS_PER_READ, DocumentStream

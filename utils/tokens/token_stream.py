@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.config.parser import UsageError
+from utils.errors import UsageError
 from utils.text.document_stream import DocumentStream
 from utils.tokens.encoder import Encoded, Encoder, map_in_threads
 

@@ -10,7 +10,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from utils.training.signals import leave_signals_to_the_main_process
 
 
-class StandIn(dict):
+class EmptyBatch(dict):
     """A batch without targets, for a process that has no part in the last, small step of an epoch.
 
     Losses are sums over targets, divided by the number of targets of all processes: it adds nothing to either, and the
@@ -136,4 +136,4 @@ class _CollateOrStandIn:
         batch = self.collator([self.dataset[0]])
         for name in self.label_names:
             batch[name].fill_(-100)
-        return StandIn(batch)
+        return EmptyBatch(batch)

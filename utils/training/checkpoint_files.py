@@ -75,13 +75,13 @@ def remove_leftovers(output_dir: str | Path) -> None:
         shutil.rmtree(folder)
 
 
-def facts_of(checkpoint: str | Path) -> dict:
+def read_metadata(checkpoint: str | Path) -> dict:
     """What `publish` was told about the run; empty for a checkpoint of an earlier version, which has no record."""
     path = Path(checkpoint) / RECORD
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def damage(checkpoint: Path, read_all: bool = True) -> str | None:
+def find_corruption(checkpoint: Path, read_all: bool = True) -> str | None:
     """What is wrong with a checkpoint, in a few words, or None.
 
     Sizes and checksums are compared with the record. Reading all bytes finds what opening the files would not, such as
@@ -92,7 +92,7 @@ def damage(checkpoint: Path, read_all: bool = True) -> str | None:
         read_all: also compare the checksums, and not the sizes alone.
     """
     try:
-        record = facts_of(checkpoint)
+        record = read_metadata(checkpoint)
     except (OSError, ValueError):
         return f"{RECORD} is not readable"
     if not record:
@@ -111,7 +111,7 @@ def damage(checkpoint: Path, read_all: bool = True) -> str | None:
     return None
 
 
-def why_not_written(error: Exception) -> str | None:
+def describe_write_error(error: Exception) -> str | None:
     """In words, if writing a file failed, as on a full disk; None for an error of another kind.
 
     torch and safetensors wrap what the operating system said.

@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributed.fsdp import MixedPrecision, MixedPrecisionPolicy
 from transformers import PreTrainedModel
 
-from utils.config.parser import UsageError
+from utils.errors import UsageError
 
 
 def prepare_sharding(accelerator: Accelerator, model: PreTrainedModel) -> None:
@@ -70,7 +70,7 @@ def layer_classes(model: nn.Module) -> list[str]:
     return sorted({type(layer).__name__ for layer in largest})
 
 
-def whole_weights(accelerator: Accelerator, model: nn.Module, names: set[str]) -> dict[str, torch.Tensor]:
+def gather_full_state_dict(accelerator: Accelerator, model: nn.Module, names: set[str]) -> dict[str, torch.Tensor]:
     """The weights of a sharded model by name, on the CPU; all processes call this, the first one gets them.
 
     Args:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import yaml
 
-from utils.config.arguments import LMTrainingArguments
-from utils.config.parser import UsageError
-from utils.training.checkpoint_files import UNFINISHED, damage, remove
+from utils.config.training_arguments import LMTrainingArguments
+from utils.errors import UsageError
+from utils.training.checkpoint_files import UNFINISHED, find_corruption, remove
 
 
 logger = logging.getLogger(__name__)
@@ -43,18 +43,18 @@ def find_checkpoint(training_args: LMTrainingArguments) -> str | None:
     if asked_for and str(asked_for).lower() not in ("true", "false"):
         if not (Path(asked_for) / "trainer_state.json").is_file():
             raise UsageError(f"--resume_from_checkpoint {asked_for}: no checkpoint there (no trainer_state.json)")
-        if problem := damage(Path(asked_for)):
+        if problem := find_corruption(Path(asked_for)):
             raise UsageError(f"--resume_from_checkpoint {asked_for} is damaged: {problem}; give another checkpoint")
         return asked_for
     if not training_args.do_train or training_args.overwrite_output_dir:
         return None
-    checkpoints = our_checkpoints(folder)
+    checkpoints = list_checkpoints(folder)
     if str(asked_for).lower() == "true" and not checkpoints:
         raise UsageError(f"--resume_from_checkpoint: there is no checkpoint of this suite in {folder}")
     if str(asked_for).lower() == "false" and checkpoints:
         raise UsageError(f"--resume_from_checkpoint false: {folder} has one; to start anew, --overwrite_output_dir")
     for checkpoint in reversed(checkpoints):
-        problem = damage(checkpoint)
+        problem = find_corruption(checkpoint)
         if problem is None:
             logger.info("resuming from %s (--overwrite_output_dir starts anew)", checkpoint)
             return str(checkpoint)
@@ -62,7 +62,7 @@ def find_checkpoint(training_args: LMTrainingArguments) -> str | None:
     if checkpoints:
         raise UsageError(
             f"--output_dir {folder}: no checkpoint to go on from, all are damaged, {checkpoints[-1].name} since "
-            f"{damage(checkpoints[-1])}; --overwrite_output_dir starts anew"
+            f"{find_corruption(checkpoints[-1])}; --overwrite_output_dir starts anew"
         )
     if folder.is_dir() and not all(path.name in BEGUN or path.name.endswith(UNFINISHED) for path in folder.iterdir()):
         raise UsageError(
@@ -72,7 +72,7 @@ def find_checkpoint(training_args: LMTrainingArguments) -> str | None:
     return None
 
 
-def our_checkpoints(folder: str | Path) -> list[Path]:
+def list_checkpoints(folder: str | Path) -> list[Path]:
     """The checkpoints in `folder` that this suite wrote, oldest first."""
     found = [path for path in Path(folder).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     ours = [path for path in found if (path / RUN_ARGS).is_file() and (path / "trainer_state.json").is_file()]
@@ -84,9 +84,9 @@ def clear_output_dir(folder: str | Path) -> None:
 
     Other files stay, also a checkpoint that something else wrote.
     """
-    if not (Path(folder) / RUN_ARGS).is_file() and not our_checkpoints(folder):
+    if not (Path(folder) / RUN_ARGS).is_file() and not list_checkpoints(folder):
         return
-    for checkpoint in our_checkpoints(folder):
+    for checkpoint in list_checkpoints(folder):
         remove(checkpoint)
     for name in RESULTS:
         (Path(folder) / name).unlink(missing_ok=True)

@@ -10,22 +10,22 @@ from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader
 from transformers.trainer_callback import ExportableState, TrainerCallback
 
-from utils.compat import LineTrainer
-from utils.config.arguments import LMTrainingArguments
-from utils.config.parser import EarlyEnd, UsageError
+from utils.compat import CompatTrainer
+from utils.config.training_arguments import LMTrainingArguments
+from utils.errors import EarlyEnd, UsageError
 from utils.training.batch_sampler import EpochBatches, TrainingLoader
 from utils.training.checkpoint_files import (
-    damage,
-    facts_of,
+    describe_write_error,
+    find_corruption,
     publish,
+    read_metadata,
     remove,
     remove_leftovers,
     sync,
     unfinished,
-    why_not_written,
 )
 from utils.training.divergence import DivergenceWatch, are_finite
-from utils.training.output_dir import clear_output_dir, our_checkpoints, write_run_args
+from utils.training.output_dir import clear_output_dir, list_checkpoints, write_run_args
 from utils.training.signals import EvaluationCut, Interruption, reason_and_exit_code
 
 
@@ -47,7 +47,7 @@ class DueEvaluation(TrainerCallback):
         self.trainer.make_up_for_evaluation()
 
 
-class ResumableTrainer(LineTrainer):
+class ResumableTrainer(CompatTrainer):
     """A Trainer that ends in good order, and resumes exactly.
 
     - The order of examples is a function of seed and epoch; see EpochBatches.
@@ -96,7 +96,7 @@ class ResumableTrainer(LineTrainer):
                 output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
                 self._end_if_weights_diverged()
             except EvaluationCut:  # one before the first step: there is nothing to save
-                raise self._end(self.interruption.agree(self.interruption.requested())) from None
+                raise self._end(self.interruption.all_reduce(self.interruption.requested())) from None
             except EarlyEnd:
                 self.callback_handler.on_train_end(self.args, self.state, self.control)  # logs are closed
                 raise
@@ -122,7 +122,7 @@ class ResumableTrainer(LineTrainer):
         return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
     def _check_that_it_fits(self, checkpoint: str) -> None:
-        saved = facts_of(checkpoint)
+        saved = read_metadata(checkpoint)
         for name, value in self._facts().items():
             if saved.get(name, value) != value:
                 raise UsageError(
@@ -204,7 +204,7 @@ class ResumableTrainer(LineTrainer):
                 tr_loss, grad_norm, model, trial, *args, learning_rate=learning_rate, **kwargs
             )
         except EvaluationCut:
-            self._ending = ends_now = self.interruption.agree(self.interruption.requested())
+            self._ending = ends_now = self.interruption.all_reduce(self.interruption.requested())
             self._evaluation_is_due = True
         if not ends_now:
             return
@@ -242,14 +242,14 @@ class ResumableTrainer(LineTrainer):
             self._watch.add(grad_norm)
         limit = BAD_UPDATES_FP16 if self.args.fp16 else BAD_UPDATES
         is_diverged = self._watch.end_update() >= limit
-        ending = self.interruption.agree(DIVERGED if is_diverged else self.interruption.requested())
+        ending = self.interruption.all_reduce(DIVERGED if is_diverged else self.interruption.requested())
         if ending == DIVERGED:
             what = f"loss or gradients are NaN or infinite, {limit} updates in a row"
             raise self._divergence(what, learning_rate)
         return ending
 
     def _end_if_weights_diverged(self) -> None:
-        if self.interruption.agree(int(not are_finite(self.model.parameters()))):
+        if self.interruption.all_reduce(int(not are_finite(self.model.parameters()))):
             raise self._divergence("weights are NaN or infinite", self._get_learning_rate())
 
     def _divergence(self, what: str, learning_rate: float | None) -> EarlyEnd:
@@ -262,19 +262,19 @@ class ResumableTrainer(LineTrainer):
         )
 
     def _last_good_checkpoint(self) -> Path | None:
-        checkpoints = reversed(our_checkpoints(self.args.output_dir))
-        return next((path for path in checkpoints if damage(path, read_all=False) is None), None)
+        checkpoints = reversed(list_checkpoints(self.args.output_dir))
+        return next((path for path in checkpoints if find_corruption(path, read_all=False) is None), None)
 
     # Evaluation
 
     def cut_evaluation_if_asked(self) -> None:
         """Leave an evaluation during the training, if the run is to end. All processes call this together."""
-        if self.is_in_train and self.interruption.agree(self.interruption.requested()):
+        if self.is_in_train and self.interruption.all_reduce(self.interruption.requested()):
             raise EvaluationCut
 
     def make_up_for_evaluation(self) -> None:
         """If the evaluation where the run ended was cut short, do it now; the checkpoint there may be the best."""
-        if self._resumed_from is None or not facts_of(self._resumed_from).get("evaluation_is_due"):
+        if self._resumed_from is None or not read_metadata(self._resumed_from).get("evaluation_is_due"):
             return
         metrics = self._evaluate(None, None)
         if self._determine_best_metric(metrics, None):
@@ -328,11 +328,11 @@ class ResumableTrainer(LineTrainer):
             write()
         except Exception as raised:
             error = raised
-        if not self.interruption.agree(int(error is not None)):
+        if not self.interruption.all_reduce(int(error is not None)):
             return
         if self.args.should_save:
             remove_leftovers(self.args.output_dir)
-        reason = "another process could not write" if error is None else why_not_written(error)
+        reason = "another process could not write" if error is None else describe_write_error(error)
         if reason is None:
             raise error
         good = self._last_good_checkpoint()
@@ -374,7 +374,9 @@ class ResumableTrainer(LineTrainer):
 
         The best one is last but one.
         """
-        checkpoints = sorted(our_checkpoints(output_dir), key=lambda path: damage(path, read_all=False) is None)
+        checkpoints = sorted(
+            list_checkpoints(output_dir), key=lambda path: find_corruption(path, read_all=False) is None
+        )
         checkpoints = [str(path) for path in checkpoints]
         best = self.state.best_model_checkpoint
         if best in checkpoints[:-1]:

@@ -18,16 +18,16 @@ from transformers.trainer_callback import (
 )
 
 from utils.compat import save_tokenizer
-from utils.config.arguments import LMTrainingArguments
-from utils.config.parser import UsageError
+from utils.config.training_arguments import LMTrainingArguments
+from utils.errors import UsageError
 from utils.examples.streaming import BlockStream, StreamLoader
-from utils.hub.errors import explain
+from utils.hub.errors import explain_hub_error
 from utils.hub.upload import CheckpointUploads, upload_results
 from utils.models.adapters import Adapter, GradientCheck, load_saved_adapter, save_adapter
-from utils.models.loading import sums_loss
+from utils.models.losses import sums_loss
 from utils.progress import progress
-from utils.training.batch_sampler import StandIn
-from utils.training.fsdp import prepare_alone, prepare_sharding, weight_names, whole_weights, with_weights
+from utils.training.batch_sampler import EmptyBatch
+from utils.training.fsdp import gather_full_state_dict, prepare_alone, prepare_sharding, weight_names, with_weights
 from utils.training.log_callbacks import LogLines, ProgressBar
 from utils.training.output_dir import write_run_args
 from utils.training.resumable_trainer import ResumableTrainer
@@ -37,7 +37,7 @@ from utils.training.signals import leave_signals_to_the_main_process
 logger = logging.getLogger(__name__)
 
 # Flags of TrainingArguments that are about logits kept in evaluation, or about what is counted here anyway.
-WITHOUT_EFFECT = (
+IGNORED_FLAGS = (
     "batch_eval_metrics", "eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object",
     "include_for_metrics", "include_inputs_for_metrics", "include_num_input_tokens_seen",
     "include_tokens_per_second", "jit_mode_eval", "label_names", "prediction_loss_only", "remove_unused_columns",
@@ -119,7 +119,7 @@ class LMTrainer(ResumableTrainer):
         super().__init__(label_names=list(self.losses.values()), model=model, args=args, **kwargs)
         prepare_sharding(self.accelerator, model)
         self._weight_names = weight_names(model)
-        for flag in WITHOUT_EFFECT:
+        for flag in IGNORED_FLAGS:
             if flag in args.run_args:
                 logger.warning("--%s has no effect in this suite", flag)
         self.adapter = adapter
@@ -389,7 +389,7 @@ class LMTrainer(ResumableTrainer):
         if not self.is_fsdp_enabled:
             super().save_model(output_dir, _internal_call=True)
             return
-        weights = whole_weights(self.accelerator, self.model_wrapped, self._weight_names)
+        weights = gather_full_state_dict(self.accelerator, self.model_wrapped, self._weight_names)
         if self.args.should_save:
             self._save(output_dir, weights)
         self.accelerator.wait_for_everyone()
@@ -449,7 +449,7 @@ class LMTrainer(ResumableTrainer):
 
 def _num_tokens(batch: dict[str, torch.Tensor]) -> int | torch.Tensor:
     """Tokens that the model reads, padding not counted, nor what only stands in for an example."""
-    if isinstance(batch, StandIn):
+    if isinstance(batch, EmptyBatch):
         return 0
     mask = batch.get("attention_mask")
     return batch["input_ids"].numel() if mask is None else mask.sum()
@@ -464,4 +464,4 @@ def load_metric(name: str | None):
     try:
         return evaluate.load(name, experiment_id=str(os.getpid()))  # each process keeps its own
     except Exception as error:  # of many types: the name, the network, or the metric's own imports may be wrong
-        raise UsageError(f"--metric {name}: cannot be loaded: {explain(error, name)}") from error
+        raise UsageError(f"--metric {name}: cannot be loaded: {explain_hub_error(error, name)}") from error

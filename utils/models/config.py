@@ -10,9 +10,9 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
-from utils.config.arguments import ModelArguments
-from utils.config.parser import UsageError
-from utils.hub.errors import explain
+from utils.config.model_arguments import ModelArguments
+from utils.errors import UsageError
+from utils.hub.errors import explain_hub_error
 
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,9 @@ def load_config(
         try:
             config = AutoConfig.from_pretrained(name, **hub_options(model_args))
         except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
-            raise UsageError(f"{origin}: no configuration can be made of it: {explain(error, name)}") from error
+            raise UsageError(
+                f"{origin}: no configuration can be made of it: {explain_hub_error(error, name)}"
+            ) from error
     if not model_args.trust_remote_code:
         _refuse_foreign_attention(config, origin)
     if not model_args.model_name_or_path:
@@ -88,7 +90,7 @@ def read_raw_config(name: str, model_args: ModelArguments) -> dict:
     try:
         raw_config, _ = PretrainedConfig.get_config_dict(name, **options)
     except (OSError, ValueError, TypeError) as error:
-        raise _NoConfig(f"{name}: no configuration to be had: {explain(error, name)}") from error
+        raise _NoConfig(f"{name}: no configuration to be had: {explain_hub_error(error, name)}") from error
     if not isinstance(raw_config, dict):
         raise _NoConfig(f"{name}: no configuration to be had: its config.json holds no object")
     _refuse_foreign_code(raw_config, name, model_args.trust_remote_code)
@@ -224,7 +226,7 @@ def _try_config(config: PretrainedConfig, auto_class: type, model_args: ModelArg
         raise UsageError(f"{origin}: no {config.model_type} can be built: {error}") from error
 
 
-def type_of_checkpoint_name(name: str | None, model_types: Iterable[str]) -> str | None:
+def model_type_from_checkpoint_name(name: str | None, model_types: Iterable[str]) -> str | None:
     """The `--model_type` that was meant where the name of a checkpoint was given, as old manuals have it: bert for
     bert-base-uncased, with a warning. Other names are returned as they are.
     """

@@ -1,4 +1,4 @@
-"""What a run leaves for its readers: a plot of the losses, the model card, a summary on the terminal."""
+"""The model card."""
 
 import math
 import platform
@@ -6,16 +6,15 @@ from pathlib import Path
 
 import accelerate
 import datasets
-import matplotlib
 import tokenizers
 import torch
 import transformers
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
-from matplotlib.figure import Figure
 
-from utils.config.arguments import DataArguments, LMTrainingArguments, ModelArguments
-from utils.examples.packed import PackedBlocks
+from utils.config.data_arguments import DataArguments
+from utils.config.model_arguments import ModelArguments
+from utils.reports.loss_plot import plot_losses
 from utils.training.trainer import LMTrainer
 
 
@@ -24,23 +23,6 @@ SHOWN_ARGUMENTS = (
     "weight_decay", "max_grad_norm", "per_device_train_batch_size",
     "gradient_accumulation_steps", "world_size", "bf16", "fp16", "seed",
 )  # fmt: skip
-
-
-def plot_losses(log_history: list[dict], path: str | Path) -> None:
-    """Draw training and evaluation loss (nats per target) over the steps into a PNG file."""
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    for key, label, style in (("loss", "training", "-"), ("eval_loss", "evaluation", "o-")):
-        points = [(log["step"], log[key]) for log in log_history if key in log]
-        if points:
-            axes.plot(*zip(*points, strict=True), style, label=label, markersize=4, linewidth=1.5)
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss (nats per target)")
-    axes.set_title("Loss")
-    axes.grid(alpha=0.3)
-    if axes.lines:
-        axes.legend()
-    figure.savefig(path, dpi=120)
 
 
 def write_model_card(
@@ -177,43 +159,9 @@ def corpus_name(data_args: DataArguments) -> str:
     return ", ".join([*(data_args.train_file or []), *(data_args.validation_file or [])])
 
 
-def print_summary(results: dict[str, float], output_dir: str) -> None:
-    """The figures that one looks for first, and where the rest is."""
-    formats = {
-        "perplexity": ".3f",
-        "bits_per_byte": ".4f",
-        "train_tokens_per_second": ",.0f",
-        "eval_tokens_per_second": ",.0f",
-    }
-    formats |= {key: ".4f" for key in results if key.endswith("_accuracy") and key != "eval_accuracy"}
-    print()
-    for key, number_format in formats.items():
-        if key in results:
-            print(f"{key.replace('_', ' '):>23}  {results[key]:{number_format}}")
-    print(f"{'results':>23}  {output_dir}", flush=True)
-
-
-def print_counts(datasets_by_split: dict[str, PackedBlocks], training_args: LMTrainingArguments) -> None:
-    """What `--preprocess_only` has to say: the size of each split, and the steps of an epoch with these flags."""
-    for split, blocks in datasets_by_split.items():
-        stores = getattr(blocks, "stores", None) or [blocks.store]
-        num_tokens, num_bytes = sum(len(store.tokens) for store in stores), sum(store.num_bytes for store in stores)
-        print(
-            f"{split}: {sum(store.num_documents for store in stores):,} documents, "
-            f"{num_tokens:,} tokens, {num_bytes:,} bytes, {len(blocks):,} blocks of {blocks.block_size:,}"
-        )
-    if "train" in datasets_by_split:
-        batch_size = training_args.train_batch_size * training_args.world_size
-        batches = math.ceil(len(datasets_by_split["train"]) / batch_size)
-        print(f"steps per epoch: {math.ceil(batches / training_args.gradient_accumulation_steps):,}")
-
-
 def _table(header: tuple[str, str], rows: dict) -> str:
     def shown(value) -> str:
         return f"{value:.6g}" if isinstance(value, float) else str(getattr(value, "value", value))
 
     lines = [f"| {header[0]} | {header[1]} |", "|---|---|"]
     return "\n".join([*lines, *(f"| {key} | {shown(value)} |" for key, value in rows.items())])
-
-
-matplotlib.use("agg")  # no window, also on a desktop

@@ -1,0 +1,146 @@
+"""Flags: which text, and how it becomes documents and blocks."""
+
+from dataclasses import dataclass, field
+
+from utils.errors import UsageError
+
+
+@dataclass
+class DataArguments:
+    """Which text, and how it becomes documents and blocks."""
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Hub name or local folder that `datasets` reads, or builtin/python-docs: the language reference "
+            "that every Python carries."
+        },
+    )
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "Configuration of --dataset_name, e.g. wikitext-2-raw-v1."}
+    )
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of --dataset_name on the hub. Default: the newest."}
+    )
+    dataset_path: str | None = field(
+        default=None, metadata={"help": "Folder written by `Dataset.save_to_disk` or `DatasetDict.save_to_disk`."}
+    )
+    train_file: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Training text: files, globs or folders of .txt .csv .tsv .json .jsonl .parquet, plain or "
+            "compressed (.gz .zst .xz .bz2)."
+        },
+    )
+    validation_file: list[str] | None = field(
+        default=None, metadata={"help": "Validation text, as --train_file; the format may be another one."}
+    )
+    validation_split_percentage: int = field(
+        default=5,
+        metadata={
+            "help": "Without a validation split: how many per cent of the training documents are held out. Which "
+            "ones depends on --seed alone."
+        },
+    )
+    text_column: str = field(
+        default="text",
+        metadata={
+            "aliases": ["--text_column_name"],
+            "help": "Column that holds the text. Where it does not exist, the only column of strings is taken.",
+        },
+    )
+    document_by: str = field(
+        default="line",
+        metadata={
+            "choices": ["line", "blank_line", "file"],
+            "help": "What a document is in .txt files: a line, a stretch between blank lines, or the whole file.",
+        },
+    )
+    keep_linebreaks: bool = field(
+        default=True,
+        metadata={"help": "Keep the line ends of .txt files, so that the documents put together are the file."},
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read, tokenize and cut the training text while training, instead of before it: for corpora that "
+            "do not fit on the disk. Wants --max_steps. Evaluation text is still tokenized first; "
+            "--max_eval_samples bounds how far the stream is read for it."
+        },
+    )
+    shuffle_buffer_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "With --streaming: documents in memory out of which the next one is drawn, anew each epoch. More "
+            "shuffles better. 0 keeps the order of the text. Default: 10000."
+        },
+    )
+    block_size: int | None = field(
+        default=None,
+        metadata={
+            "aliases": ["--max_seq_length"],
+            "help": "Tokens in one training example. Default: the tokenizer's limit, the model's positions or 1024 "
+            "(512 in run_plm.py), whichever is least.",
+        },
+    )
+    pad_to_max_length: bool = field(
+        default=False,
+        metadata={
+            "help": "Pad each batch to --block_size, as TPUs want it, and not to its longest example: the last block, "
+            "lines and short pairs."
+        },
+    )
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Train on the first so many blocks only, to try things out."}
+    )
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Evaluate on the first so many blocks only, to try things out."}
+    )
+    preprocessing_num_workers: int | None = field(
+        default=None, metadata={"help": "Threads that tokenize. Default: one for each core this process may use."}
+    )
+    overwrite_cache: bool = field(
+        default=False, metadata={"help": "Tokenize again even if the result of an earlier run is there."}
+    )
+    preprocess_only: bool = field(
+        default=False,
+        metadata={
+            "help": "Tokenize, print the counts and exit: a job for a machine without GPUs, ahead of the training."
+        },
+    )
+
+    def __post_init__(self):
+        sources = {
+            "--dataset_name": self.dataset_name,
+            "--dataset_path": self.dataset_path,
+            "--train_file/--validation_file": self.train_file or self.validation_file,
+        }
+        given = [flag for flag, value in sources.items() if value]
+        if not given:
+            raise UsageError("no text: give --dataset_name, --dataset_path, or --train_file and --validation_file")
+        if len(given) > 1:
+            raise UsageError(f"{' and '.join(given)} contradict each other: the text has one source")
+        if self.dataset_config_name and not self.dataset_name:
+            raise UsageError("--dataset_config_name goes with --dataset_name")
+        if self.dataset_revision and not self.dataset_name:
+            raise UsageError("--dataset_revision goes with --dataset_name")
+        if not 1 <= self.validation_split_percentage <= 99:
+            raise UsageError(
+                f"--validation_split_percentage {self.validation_split_percentage} is outside 1..99; to train "
+                "without evaluation give --do_train alone"
+            )
+        if self.block_size is not None and self.block_size < 2:
+            raise UsageError(f"--block_size {self.block_size} leaves nothing to predict: give 2 or more")
+        if self.shuffle_buffer_size is not None and not self.streaming:
+            raise UsageError("--shuffle_buffer_size goes with --streaming: without it all blocks are shuffled")
+        if self.shuffle_buffer_size is None:
+            self.shuffle_buffer_size = 10_000
+        if self.shuffle_buffer_size < 0:
+            raise UsageError(f"--shuffle_buffer_size {self.shuffle_buffer_size}: give 0 or more documents")
+        if self.streaming and self.max_train_samples is not None:
+            raise UsageError("--max_train_samples: how much of a stream is read, --max_steps says; leave it out")
+        if self.streaming and self.preprocess_only:
+            raise UsageError("--preprocess_only and --streaming contradict each other: leave out one of them")
+        for name in ("max_train_samples", "max_eval_samples", "preprocessing_num_workers"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UsageError(f"--{name} {getattr(self, name)}: give 1 or more, or leave it out")
