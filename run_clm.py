@@ -90,7 +90,7 @@ def sample_text(model, tokenizer, num_tokens: int, prompt_ids: np.ndarray) -> st
 @entry_point
 def main(args: list[str] | None = None) -> None:
     # Arguments: whatever can be found wrong without reading the text is found wrong here
-    model_args, data_args, clm_args, adapter_args, training_args = parse_arguments(
+    model_args, data_args, clm_args, adapter_args, training_args, run_args = parse_arguments(
         ModelArguments, DataArguments, CausalLMArguments, AdapterArguments, LMTrainingArguments, args=args
     )
     if clm_args.sample_tokens and training_args.is_sharded:
@@ -100,7 +100,7 @@ def main(args: list[str] | None = None) -> None:
     check_adapter_arguments(adapter_args, model_args, training_args, config.model_type)
     metric = load_metric(training_args.metric)
     if not data_args.preprocess_only:
-        prepare_upload(training_args)
+        prepare_upload(training_args, run_args)
     set_seed(training_args.seed)
 
     # Corpus: documents to train on and to evaluate on
@@ -133,10 +133,10 @@ def main(args: list[str] | None = None) -> None:
         return
 
     # Model
-    model = load_model(AutoModelForCausalLM, config, model_args, tokenizer)
+    model, new_weights = load_model(AutoModelForCausalLM, config, model_args, tokenizer)
 
     # Adapter: with --train_adapter, all that is trained
-    adapter = add_adapter(model, adapter_args, model_args, data_args)
+    adapter = add_adapter(model, new_weights, adapter_args, model_args, data_args)
 
     # Loss: summed over the targets; attention needs no mask, since padding is on the right
     use_summed_loss(model, shift=True, label_smoothing=training_args.label_smoothing_factor)
@@ -155,6 +155,7 @@ def main(args: list[str] | None = None) -> None:
         processing_class=tokenizer,
         adapter=adapter,
         metric=metric,
+        run_args=run_args,
     )
 
     # Training

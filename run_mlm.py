@@ -61,16 +61,16 @@ def document_text(row: dict) -> str | None:
 @entry_point
 def main(args: list[str] | None = None) -> None:
     # Arguments: whatever can be found wrong without reading the text is found wrong here
-    model_args, data_args, mlm_args, adapter_args, training_args = parse_arguments(
+    model_args, data_args, mlm_args, adapter_args, training_args, run_args = parse_arguments(
         ModelArguments, DataArguments, MaskedLMArguments, AdapterArguments, LMTrainingArguments, args=args
     )
-    mlm_args.apply_defaults(data_args, training_args)
+    mlm_args.apply_defaults(data_args, training_args, run_args)
     checkpoint = None if data_args.preprocess_only else find_checkpoint(training_args)
     config = load_config(model_args, AutoModelForMaskedLM, MODEL_TYPES, data_args.block_size)
     check_adapter_arguments(adapter_args, model_args, training_args, config.model_type)
     metric = load_metric(training_args.metric)
     if not data_args.preprocess_only:
-        prepare_upload(training_args)
+        prepare_upload(training_args, run_args)
     set_seed(training_args.seed)
 
     # Corpus: documents to train on and to evaluate on
@@ -106,10 +106,10 @@ def main(args: list[str] | None = None) -> None:
         return
 
     # Model
-    model = load_model(AutoModelForMaskedLM, config, model_args, tokenizer)
+    model, new_weights = load_model(AutoModelForMaskedLM, config, model_args, tokenizer)
 
     # Adapter: with --train_adapter, all that is trained
-    adapter = add_adapter(model, adapter_args, model_args, data_args)
+    adapter = add_adapter(model, new_weights, adapter_args, model_args, data_args)
 
     # Loss: summed over the targets, where alone the vocabulary head runs
     use_summed_loss(model, shift=False, label_smoothing=training_args.label_smoothing_factor)
@@ -135,6 +135,7 @@ def main(args: list[str] | None = None) -> None:
         processing_class=tokenizer,
         adapter=adapter,
         metric=metric,
+        run_args=run_args,
         target_name="masked_tokens",
     )
 

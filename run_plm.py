@@ -79,10 +79,10 @@ def document_text(row: dict) -> str | None:
 @entry_point
 def main(args: list[str] | None = None) -> None:
     # Arguments: whatever can be found wrong without reading the text is found wrong here
-    model_args, data_args, plm_args, adapter_args, training_args = parse_arguments(
+    model_args, data_args, plm_args, adapter_args, training_args, run_args = parse_arguments(
         ModelArguments, DataArguments, PermutationLMArguments, AdapterArguments, LMTrainingArguments, args=args
     )
-    plm_args.apply_defaults(data_args, training_args)
+    plm_args.apply_defaults(data_args, training_args, run_args)
     if plm_args.max_span_length > (data_args.block_size or MOST_TOKENS):
         raise UsageError(f"--max_span_length {plm_args.max_span_length} is more than an example has tokens: give less")
     checkpoint = None if data_args.preprocess_only else find_checkpoint(training_args)
@@ -90,7 +90,7 @@ def main(args: list[str] | None = None) -> None:
     check_adapter_arguments(adapter_args, model_args, training_args, config.model_type)
     metric = load_metric(training_args.metric)
     if not data_args.preprocess_only:
-        prepare_upload(training_args)
+        prepare_upload(training_args, run_args)
     set_seed(training_args.seed)
 
     # Corpus: documents to train on and to evaluate on
@@ -125,10 +125,10 @@ def main(args: list[str] | None = None) -> None:
         return
 
     # Model
-    model = load_model(AutoModelForCausalLM, config, model_args, tokenizer)
+    model, new_weights = load_model(AutoModelForCausalLM, config, model_args, tokenizer)
 
     # Adapter: with --train_adapter, all that is trained
-    adapter = add_adapter(model, adapter_args, model_args, data_args)
+    adapter = add_adapter(model, new_weights, adapter_args, model_args, data_args)
 
     # Loss: summed over the targets, where alone the query stream and the vocabulary head run
     use_factorization_order(model)
@@ -153,6 +153,7 @@ def main(args: list[str] | None = None) -> None:
         processing_class=tokenizer,
         adapter=adapter,
         metric=metric,
+        run_args=run_args,
         target_name="predicted_tokens",
     )
 

@@ -136,7 +136,7 @@ def column_text(*columns: str) -> Callable[[dict], str]:
 @entry_point
 def main(args: list[str] | None = None) -> None:
     # Arguments: whatever can be found wrong without reading the text is found wrong here
-    model_args, data_args, pair_args, _, adapter_args, training_args = parse_arguments(
+    model_args, data_args, pair_args, _, adapter_args, training_args, run_args = parse_arguments(
         ModelArguments,
         DataArguments,
         PretrainingArguments,
@@ -144,13 +144,12 @@ def main(args: list[str] | None = None) -> None:
         AdapterArguments,
         LMTrainingArguments,
         args=args,
+        defaults={"document_by": "blank_line"},  # BERT's format: a sentence a line, a blank line between documents
     )
     if training_args.group_by_length:
         raise UsageError("--group_by_length: pairs fill --max_seq_length; leave it out")
     if data_args.block_size is not None and data_args.block_size < 8:
         raise UsageError(f"--max_seq_length {data_args.block_size} leaves no room for two texts: give 8 or more")
-    if "document_by" not in training_args.run_args:
-        data_args.document_by = "blank_line"  # BERT's format: a sentence a line, a blank line between documents
     checkpoint = None if data_args.preprocess_only else find_checkpoint(training_args)
     model_args.model_type = model_type_from_checkpoint_name(model_args.model_type, MODEL_TYPES)
     config = load_config(model_args, AutoModelForPreTraining, MODEL_TYPES, data_args.block_size)
@@ -161,7 +160,7 @@ def main(args: list[str] | None = None) -> None:
     check_adapter_arguments(adapter_args, model_args, training_args, config.model_type)
     metric = load_metric(training_args.metric)
     if not data_args.preprocess_only:
-        prepare_upload(training_args)
+        prepare_upload(training_args, run_args)
     set_seed(training_args.seed)
 
     # Corpus: documents to train on and to evaluate on; or pairs that others made, as texts or as token ids
@@ -174,7 +173,7 @@ def main(args: list[str] | None = None) -> None:
         holds_examples=lambda rows: pair_source(rows, pair_args.is_already_preprocessed, named_columns) != "documents",
     )
     source = pair_source(next(iter(raw_datasets.values())), pair_args.is_already_preprocessed, named_columns)
-    refuse_idle_flags(source, pair_args.is_already_masked, training_args.run_args)
+    refuse_idle_flags(source, pair_args.is_already_masked, run_args)
 
     # Tokenizer
     text = document_text
@@ -231,10 +230,10 @@ def main(args: list[str] | None = None) -> None:
         return
 
     # Model
-    model = load_model(AutoModelForPreTraining, config, model_args, tokenizer)
+    model, new_weights = load_model(AutoModelForPreTraining, config, model_args, tokenizer)
 
     # Adapter: with --train_adapter, all that is trained
-    adapter = add_adapter(model, adapter_args, model_args, data_args)
+    adapter = add_adapter(model, new_weights, adapter_args, model_args, data_args)
 
     # Loss: both are summed over their targets; the vocabulary head runs at the masked tokens only
     use_summed_loss(model, shift=False, label_smoothing=training_args.label_smoothing_factor)
@@ -260,6 +259,7 @@ def main(args: list[str] | None = None) -> None:
         processing_class=tokenizer,
         adapter=adapter,
         metric=metric,
+        run_args=run_args,
         target_name="masked_tokens",
         losses={"mlm": "labels", task: "next_sentence_label"},
     )

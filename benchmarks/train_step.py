@@ -391,10 +391,9 @@ def our_adapter(model: PreTrainedModel, flags: argparse.Namespace) -> Adapter | 
     if not flags.adapter:
         return None
     set_seed(flags.seed)
-    model.new_weights = []
     adapter_args = AdapterArguments(train_adapter=True, adapter_config=flags.adapter, adapter_name="measured")
     model_args = ModelArguments(model_type=model.config.model_type, train_tokenizer="bpe")
-    return add_adapter(model, adapter_args, model_args, DataArguments(dataset_name="none"))
+    return add_adapter(model, [], adapter_args, model_args, DataArguments(dataset_name="none"))
 
 
 def with_adapter(model: PreTrainedModel, flags: argparse.Namespace) -> PreTrainedModel:

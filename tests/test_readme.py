@@ -42,8 +42,8 @@ def test_commands_parse(command, monkeypatch):
     dataclasses = (ModelArguments, DataArguments, OWN_ARGUMENTS[words[script]], AdapterArguments, LMTrainingArguments)
     if NO_ADAPTERS_REASON and {"--train_adapter", "--load_adapter"} & set(words):
         pytest.skip(NO_ADAPTERS_REASON)
-    *_, training_args = parse_arguments(*dataclasses, args=words[script + 1 :])
-    assert training_args.run_args
+    *_, run_args = parse_arguments(*dataclasses, args=words[script + 1 :])
+    assert run_args
 
 
 def test_there_are_commands():
@@ -55,8 +55,8 @@ def test_recipes_parse(recipe):
     """And their header names the command that runs them."""
     script = re.search(r"(run_\w+\.py) recipes/" + recipe.name, recipe.read_text()).group(1)
     dataclasses = (ModelArguments, DataArguments, OWN_ARGUMENTS[script], AdapterArguments, LMTrainingArguments)
-    *_, training_args = parse_arguments(*dataclasses, args=[str(recipe)])
-    assert set(training_args.run_args) == set(yaml.safe_load(recipe.read_text()))
+    *_, run_args = parse_arguments(*dataclasses, args=[str(recipe)])
+    assert set(run_args) == set(yaml.safe_load(recipe.read_text()))
 
 
 def test_file_map_is_complete():

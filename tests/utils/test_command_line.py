@@ -33,11 +33,11 @@ SCALARS = {
 
 
 def parse(*flags) -> dict:
-    """All values of all dataclasses by name, `run_args` among them."""
-    parsed = parse_arguments(
+    """All values of all dataclasses by name, and the flags that were given, as `run_args`."""
+    *parsed, run_args = parse_arguments(
         ModelArguments, DataArguments, CausalLMArguments, LMTrainingArguments, args=[str(flag) for flag in flags]
     )
-    return {name: value for values in parsed for name, value in vars(values).items()}
+    return {name: value for values in parsed for name, value in vars(values).items()} | {"run_args": run_args}
 
 
 def as_flags(values: dict) -> list[str]:

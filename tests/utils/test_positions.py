@@ -56,7 +56,7 @@ def test_positions_follow_the_padding_token_of_the_tokenizer():
     assert tokenizer.pad_token_id > 1
     args = ModelArguments(model_type="roberta", tokenizer_name="-", config_overrides=SMALL)
     config = load_config(args, AutoModelForMaskedLM, {"roberta"}, 512)
-    model = load_model(AutoModelForMaskedLM, config, args, tokenizer)
+    model, _ = load_model(AutoModelForMaskedLM, config, args, tokenizer)
     assert max_positions(model.config) == 512
     with torch.no_grad():
         model(input_ids=torch.full((1, 512), 9))

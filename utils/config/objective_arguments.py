@@ -52,9 +52,13 @@ class LineByLineArguments:
         },
     )
 
-    def apply_defaults(self, data_args: DataArguments, training_args: LMTrainingArguments) -> None:
-        """Refuse what packed blocks have no use for; line by line, leave line ends out unless they were asked for."""
+    def apply_defaults(self, data_args: DataArguments, training_args: LMTrainingArguments, run_args: dict) -> None:
+        """Refuse what packed blocks have no use for; line by line, leave line ends out unless they were asked for.
+
+        Args:
+            run_args: the flags that were given, from `parse_arguments`.
+        """
         if training_args.group_by_length and not self.line_by_line:
             raise UsageError("--group_by_length goes with --line_by_line: packed blocks have one length; leave it out")
-        if self.line_by_line and "keep_linebreaks" not in training_args.run_args:
+        if self.line_by_line and "keep_linebreaks" not in run_args:
             data_args.keep_linebreaks = False

@@ -1,7 +1,6 @@
 """The command line: flags, or one .json or .yaml file and flags that override it."""
 
 import argparse
-import dataclasses
 import difflib
 import json
 import logging
@@ -32,17 +31,21 @@ NO_TPU_FLAG = (
 SECRET_FLAGS = ("token", "hub_token", "push_to_hub_token")  # flags whose values are kept out of all that is written
 
 
-def parse_arguments(*dataclass_types: type, args: list[str] | None = None) -> tuple:
+def parse_arguments(*dataclass_types: type, args: list[str] | None = None, defaults: dict | None = None) -> tuple:
     """Read the command line into one instance of each dataclass.
 
     If the command line asks for several processes (`--num_processes`, by default one for each GPU) and no launcher
     has started them, this process starts them with the same command line, waits for them and exits with their code.
 
     Args:
-        dataclass_types: dataclasses whose fields are the flags. The one that has a field `run_args` (not a flag)
-            gets there what was given, as `{flag: value}`, without the flags left at their defaults and without tokens.
+        dataclass_types: dataclasses whose fields are the flags.
         args: the words after the script's name; None means `sys.argv[1:]`. A first word that ends in .json, .yaml
             or .yml is a file of flags; flags after it win over the file.
+        defaults: flags whose default in this script differs from that of their dataclass.
+
+    Returns:
+        An instance of each dataclass, in order, and last the flags that were given, as `{flag: value}`: without those
+        left at their defaults, and without access tokens. Written to run_args.yaml, they repeat the run.
 
     Raises:
         UsageError: an unknown flag or key (with the nearest real one), a value of the wrong type, a file that is
@@ -50,6 +53,7 @@ def parse_arguments(*dataclass_types: type, args: list[str] | None = None) -> tu
     """
     _set_up_logging()
     parser = _FlagParser(dataclass_types, allow_abbrev=False)
+    parser.set_defaults(**(defaults or {}))
     is_script = args is None  # and not a function that a program calls, which is to return
     args = list(sys.argv[1:] if args is None else args)
     if args and args[0].endswith((".json", ".yaml", ".yml")):
@@ -71,11 +75,8 @@ def parse_arguments(*dataclass_types: type, args: list[str] | None = None) -> tu
     except (ValueError, OSError, ImportError) as error:  # what transformers' TrainingArguments refuses
         raise UsageError(str(error)) from error
     assert not unknown  # parser.given() has refused them
-    for arguments in parsed:
-        if any(field.name == "run_args" for field in dataclasses.fields(arguments)):
-            # They are part of TrainingArguments, which TensorBoard and other loggers write down.
-            arguments.run_args = {flag: value for flag, value in given.items() if flag not in SECRET_FLAGS}
-    return tuple(parsed)
+    run_args = {flag: value for flag, value in given.items() if flag not in SECRET_FLAGS}
+    return *parsed, run_args
 
 
 def _processes_to_start(given: dict, is_script: bool) -> int:

@@ -109,7 +109,6 @@ class LMTrainingArguments(CompatTrainingArguments):
             "75, for queues with a limit of time. Leave room for loading, one step and saving. Default: no limit."
         },
     )
-    run_args: dict = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self):
         if not self.do_train and not self.do_eval:

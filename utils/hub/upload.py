@@ -27,17 +27,20 @@ NOT_UPLOADED = "checkpoint-*"  # folders of the output that go up as --hub_strat
 STATES = ("optimizer*", "scheduler.pt", "scaler.pt", "rng_state*", "pytorch_model_fsdp*", "global_step*", "latest")
 
 
-def prepare_upload(training_args: LMTrainingArguments) -> None:
+def prepare_upload(training_args: LMTrainingArguments, run_args: dict) -> None:
     """With `--push_to_hub`: make sure of the repository and of write access to it, before anything expensive.
 
     The repository is created if need be, private with `--hub_private_repo`; nothing is written into it. The first
     process does that; `hub_model_id` becomes the full name, with the owner.
 
+    Args:
+        run_args: the flags that were given, from `parse_arguments`.
+
     Raises:
         UsageError: a name that the hub does not take, no or a wrong token, no write access, no network.
     """
     if not training_args.push_to_hub:
-        idle = [flag for flag in training_args.run_args if flag.startswith("hub_")]
+        idle = [flag for flag in run_args if flag.startswith("hub_")]
         idle += ["hub_token"] if training_args.hub_token else []
         if idle:
             logger.warning("%s: no effect without --push_to_hub", ", ".join(f"--{flag}" for flag in idle))

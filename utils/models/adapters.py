@@ -40,11 +40,15 @@ class Adapter:
 
 
 def add_adapter(
-    model: PreTrainedModel, adapter_args: AdapterArguments, model_args: ModelArguments, data_args: DataArguments
+    model: PreTrainedModel,
+    new_weights: list[str],
+    adapter_args: AdapterArguments,
+    model_args: ModelArguments,
+    data_args: DataArguments,
 ) -> Adapter | None:
     """Add or load the adapter that the flags ask for, and make it, and what else was asked for, all that is trained.
 
-    The model keeps its own head. A head that no checkpoint has (`model.new_weights`) is trained and saved with the
+    The model keeps its own head. A head that no checkpoint has (one of `new_weights`) is trained and saved with the
     adapter; so are the embeddings with `--train_embeddings`; embeddings that grew are saved.
 
     Raises:
@@ -56,7 +60,7 @@ def add_adapter(
 
     own_weights = set(model.state_dict())
     own_parameters = dict(model.named_parameters())
-    new_weights = [own_parameters[name] for name in model.new_weights if name in own_parameters]
+    new_parameters = [own_parameters[name] for name in new_weights if name in own_parameters]
     flag = f"--adapter_config {adapter_args.adapter_config}"
     try:
         (init_xlnet if model.config.model_type == "xlnet" else adapters.init)(model)
@@ -91,17 +95,17 @@ def add_adapter(
     of_adapter = {id(parameter) for parameter in _trainable(model).values()} - set(map(id, own_parameters.values()))
     ends = filter(None, (model.get_input_embeddings(), model.get_output_embeddings()))
     embeddings = [parameter for module in ends for parameter in module.parameters()]
-    has_grown = any(parameter is embeddings[0] for parameter in new_weights)
-    also = new_weights  # of a head without weights
+    has_grown = any(parameter is embeddings[0] for parameter in new_parameters)
+    also = new_parameters  # of a head without weights
     if adapter_args.train_embeddings:
-        also = [*new_weights, *embeddings]
+        also = [*new_parameters, *embeddings]
     elif has_grown:
-        also = [parameter for parameter in new_weights if all(parameter is not other for other in embeddings)]
+        also = [parameter for parameter in new_parameters if all(parameter is not other for other in embeddings)]
         logger.warning("adapter: the tokenizer has tokens that the model has not; --train_embeddings trains them")
     for parameter in model.parameters():
         is_trained = id(parameter) in of_adapter or any(parameter is other for other in also)
         parameter.requires_grad_(is_trained and adapter_args.train_adapter)
-    saved = {id(parameter) for parameter in (*also, *new_weights)}
+    saved = {id(parameter) for parameter in (*also, *new_parameters)}
     saved_weights = [key for key, parameter in model.named_parameters() if id(parameter) in saved]
     if _has_prefixes(model) and model.config._attn_implementation != "eager":
         # The library's SDPA attention aligns the causal mask with the prefixes: it gives another, wrong result.

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 def load_model(
     auto_class: type, config: PretrainedConfig, model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase
-) -> PreTrainedModel:
+) -> tuple[PreTrainedModel, list[str]]:
     """Load `--model_name_or_path`, or build the model from `config` with new weights, to fit the tokenizer.
 
     From scratch, the vocabulary's size and the special tokens' ids follow the tokenizer unless `--config_overrides`
@@ -33,8 +33,8 @@ def load_model(
         config: from `load_config`, which checked it.
 
     Returns:
-        The model, with a list `new_weights`: the names of the parameters that the checkpoint does not have, or not in
-        this size; empty for a model from scratch.
+        The model, and the names of the parameters that the checkpoint does not have, or not in this size; none for a
+        model from scratch.
 
     Raises:
         UsageError: no weights, weights that do not fit or are not plain tensors, or a vocabulary that is too small.
@@ -86,14 +86,13 @@ def load_model(
         accepted = inspect.signature(type(model).forward).parameters
         names = [name for name in tokenizer.model_input_names if name in accepted]
         tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
-    model.new_weights = new_weights
     _use_fast_gelu(model)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     logger.info(
         "model: %s, %s parameters, %s, attention %s",
         type(model).__name__, f"{num_parameters:,}", model.dtype, model.config._attn_implementation,
     )  # fmt: skip
-    return model
+    return model, new_weights
 
 
 def fit_config_to_tokenizer(

@@ -117,8 +117,6 @@ def _check_streaming(training_args: LMTrainingArguments) -> None:
             raise UsageError(f"--{name} epoch: nobody knows how long an epoch of a stream is: give steps")
     if training_args.group_by_length:
         raise UsageError("--group_by_length needs all lengths, which a stream does not know: leave it out")
-    if "num_train_epochs" in training_args.run_args:
-        logger.warning("--num_train_epochs has no effect with --streaming: --max_steps says how long to train")
     if training_args.dataloader_num_workers:
         logger.warning(
             "--dataloader_num_workers has no effect on the training stream, which threads beside the training prepare "

@@ -94,7 +94,7 @@ def clear_output_dir(folder: str | Path) -> None:
 
 
 def write_run_args(folder: str | Path, run_args: dict) -> None:
-    """Write the flags that were given (`LMTrainingArguments.run_args`) as a file that repeats the run."""
+    """Write the flags that were given (from `parse_arguments`) as a file that repeats the run."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(run_args, sort_keys=False, allow_unicode=True)
     (Path(folder) / RUN_ARGS).write_text(text, encoding="utf-8")

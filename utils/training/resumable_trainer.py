@@ -63,8 +63,9 @@ class ResumableTrainer(CompatTrainer):
 
     args: LMTrainingArguments
 
-    def __init__(self, label_names: list[str], **kwargs):
+    def __init__(self, label_names: list[str], run_args: dict, **kwargs):
         super().__init__(**kwargs)
+        self.run_args = run_args
         self._labels = label_names
         self.interruption = Interruption(self.args.max_train_hours)
         self._watch = DivergenceWatch(self.args.device)
@@ -86,7 +87,7 @@ class ResumableTrainer(CompatTrainer):
             if self.args.overwrite_output_dir:
                 clear_output_dir(self.args.output_dir)
             remove_leftovers(self.args.output_dir)
-            write_run_args(self.args.output_dir, self.args.run_args)
+            write_run_args(self.args.output_dir, self.run_args)
         self.accelerator.wait_for_everyone()
         self._resumed_from = resume_from_checkpoint
         self._last_step = self._last_saved_step = None

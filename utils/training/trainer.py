@@ -96,6 +96,7 @@ class LMTrainer(ResumableTrainer):
             names of several appear in the results. Default: one loss, whose labels are `labels`.
         target_name: what the results call the number of targets (of the first loss), after `eval_`. If it is not
             "tokens", the targets are not all tokens, and `eval_tokens_per_second` is about those that the model read.
+        run_args: the flags that were given, from `parse_arguments`, for run_args.yaml and for warnings.
         kwargs: as for transformers' Trainer.
     """
 
@@ -107,6 +108,7 @@ class LMTrainer(ResumableTrainer):
         metric=None,
         target_name: str = "tokens",
         losses: dict[str, str] | None = None,
+        run_args: dict | None = None,
         **kwargs,
     ):
         if not sums_loss(model):
@@ -116,12 +118,16 @@ class LMTrainer(ResumableTrainer):
         if args.gradient_checkpointing and not model.supports_gradient_checkpointing:
             raise UsageError(f"--gradient_checkpointing: {type(model).__name__} cannot do it; leave it out")
         self.losses = losses or {"lm": "labels"}
-        super().__init__(label_names=list(self.losses.values()), model=model, args=args, **kwargs)
+        super().__init__(
+            label_names=list(self.losses.values()), run_args=run_args or {}, model=model, args=args, **kwargs
+        )
         prepare_sharding(self.accelerator, model)
         self._weight_names = weight_names(model)
         for flag in IGNORED_FLAGS:
-            if flag in args.run_args:
+            if flag in self.run_args:
                 logger.warning("--%s has no effect in this suite", flag)
+        if "num_train_epochs" in self.run_args and isinstance(self.train_dataset, BlockStream):
+            logger.warning("--num_train_epochs has no effect with --streaming: --max_steps says how long to train")
         self.adapter = adapter
         if adapter is not None:
             self.add_callback(GradientCheck)
@@ -403,7 +409,7 @@ class LMTrainer(ResumableTrainer):
             with with_weights(model, state_dict):
                 save_adapter(model, self.adapter, output_dir)
         save_tokenizer(self.processing_class, output_dir)
-        write_run_args(output_dir, self.args.run_args)
+        write_run_args(output_dir, self.run_args)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         if self.adapter is None or self.is_fsdp_enabled:  # whose checkpoints have the shards of the whole model
