@@ -115,7 +115,7 @@ class ResumableTrainer(CompatTrainer):
         """What decides which examples are left, and so has to be the same when a run goes on."""
         size = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         facts = {"global_batch_size": size, "seed": self._order_seed()}
-        if hasattr(self.train_dataset, "__len__"):
+        if self.train_dataset.num_examples is not None:
             facts["examples"] = len(self.train_dataset)
         return facts
 
@@ -137,7 +137,7 @@ class ResumableTrainer(CompatTrainer):
         dataset, args = self.train_dataset, self.args
         lengths = None
         if args.group_by_length:
-            if not hasattr(dataset, "lengths"):
+            if dataset.lengths is None:
                 raise UsageError("--group_by_length: this data set does not know its lengths; leave it out")
             lengths = dataset.lengths
         batches = EpochBatches(

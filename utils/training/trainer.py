@@ -20,7 +20,8 @@ from transformers.trainer_callback import (
 from utils.compat import save_tokenizer
 from utils.config.training_arguments import LMTrainingArguments
 from utils.errors import UsageError
-from utils.examples.streaming import BlockStream, StreamLoader
+from utils.examples.stream_loader import StreamLoader
+from utils.examples.streaming import BlockStream
 from utils.hub.errors import explain_hub_error
 from utils.hub.upload import CheckpointUploads, upload_results
 from utils.models.adapters import Adapter, GradientCheck, load_saved_adapter, save_adapter
