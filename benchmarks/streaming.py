@@ -38,7 +38,8 @@ from utils.config.data_arguments import DataArguments
 from utils.config.training_arguments import LMTrainingArguments
 from utils.examples.causal_collator import CausalLMCollator
 from utils.examples.packed import PackedBlocks
-from utils.examples.streaming import BlockStream, StreamLoader, make_blocks
+from utils.examples.stream_loader import StreamLoader
+from utils.examples.streaming import BlockStream, make_blocks
 from utils.text.corpus import load_corpus
 from utils.tokens.token_store import tokenize_documents
 from utils.tokens.tokenizer_training import train_tokenizer
