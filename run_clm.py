@@ -9,13 +9,7 @@ token is not predicted.
 
 from dataclasses import dataclass, field
 
-import numpy as np
-import torch
 from transformers import AutoModelForCausalLM, set_seed
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-)
 
 from utils.config.adapter_arguments import AdapterArguments
 from utils.config.data_arguments import DataArguments
@@ -29,18 +23,21 @@ from utils.examples.packed import PackedBlocks, require_one_block
 from utils.examples.streaming import make_blocks
 from utils.hub.upload import prepare_upload
 from utils.models.adapter_checks import check_adapter_arguments
-from utils.models.adapters import add_adapter, save_merged_model, usage_snippet
+from utils.models.adapters import add_adapter
 from utils.models.attention import use_maskless_attention
 from utils.models.config import default_block_size, load_config
 from utils.models.loading import load_model
 from utils.models.losses import use_summed_loss
-from utils.reports.model_card import write_model_card
-from utils.reports.summary import print_counts, print_summary
+from utils.models.model_types import CAUSAL_MODELS
+from utils.reports.report import write_report
+from utils.reports.sample import sample_text
+from utils.reports.summary import print_counts
 from utils.text.corpus import load_corpus
 from utils.tokens.token_store import tokenize_documents
 from utils.tokens.tokenizer import load_tokenizer
+from utils.training.metric import load_metric
 from utils.training.output_dir import find_checkpoint
-from utils.training.trainer import LMTrainer, load_metric
+from utils.training.trainer import LMTrainer
 
 
 @dataclass
@@ -63,8 +60,6 @@ class CausalLMArguments:
             raise UsageError(f"--sample_tokens {self.sample_tokens}: give 0 or more")
 
 
-# Encoders that transformers also lists as causal would see the tokens that they predict; XLNet has run_plm.py.
-MODEL_TYPES = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(MODEL_FOR_MASKED_LM_MAPPING_NAMES) - {"xlnet"}
 OBJECTIVE = "The loss is the mean negative log-likelihood of each token given those before it in its block."
 SNIPPET = """from transformers import pipeline
 
@@ -73,30 +68,20 @@ print(generate("The", max_new_tokens=40)[0]["generated_text"])"""
 
 
 def document_text(row: dict) -> str | None:
-    """What the model reads of one row; edit this for titles, templates, or filters (None leaves the row out)."""
+    """The text of one row; edit this for titles, templates or filters (None leaves the row out)."""
     return row["text"]
-
-
-def sample_text(model, tokenizer, num_tokens: int, prompt_ids: np.ndarray) -> str:
-    """The first 8 of `prompt_ids` and the model's own continuation of them."""
-    model.eval()
-    input_ids = torch.tensor(prompt_ids[:8].astype(np.int64), device=model.device).unsqueeze(0)
-    inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
-    pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    output = model.generate(**inputs, max_new_tokens=num_tokens, do_sample=True, top_k=40, pad_token_id=pad_token_id)
-    return tokenizer.decode(output[0], skip_special_tokens=True)
 
 
 @entry_point
 def main(args: list[str] | None = None) -> None:
-    # Arguments: whatever can be found wrong without reading the text is found wrong here
+    # Arguments: every mistake that can be found without reading the text is found here
     model_args, data_args, clm_args, adapter_args, training_args, run_args = parse_arguments(
         ModelArguments, DataArguments, CausalLMArguments, AdapterArguments, LMTrainingArguments, args=args
     )
     if clm_args.sample_tokens and training_args.is_sharded:
         raise UsageError("--sample_tokens: no process has the whole of a sharded model; leave it out")
     checkpoint = None if data_args.preprocess_only else find_checkpoint(training_args)
-    config = load_config(model_args, AutoModelForCausalLM, MODEL_TYPES, data_args.block_size)
+    config = load_config(model_args, AutoModelForCausalLM, CAUSAL_MODELS, data_args.block_size)
     check_adapter_arguments(adapter_args, model_args, training_args, config.model_type)
     metric = load_metric(training_args.metric)
     if not data_args.preprocess_only:
@@ -123,7 +108,7 @@ def main(args: list[str] | None = None) -> None:
             description=split,
             append_eos=clm_args.append_eos,
             with_token_bytes=split == "validation",
-            num_tokens_needed=max_samples[split] and max_samples[split] * block_size,
+            num_tokens_needed=None if max_samples[split] is None else max_samples[split] * block_size,
         )
         blocks[split] = make_blocks(PackedBlocks, tokens, block_size, max_samples[split])
     if training_args.do_eval:
@@ -135,7 +120,7 @@ def main(args: list[str] | None = None) -> None:
     # Model
     model, new_weights = load_model(AutoModelForCausalLM, config, model_args, tokenizer)
 
-    # Adapter: with --train_adapter, all that is trained
+    # Adapter: with --train_adapter, only the adapter is trained
     adapter = add_adapter(model, new_weights, adapter_args, model_args, data_args)
 
     # Loss: summed over the targets; attention needs no mask, since padding is on the right
@@ -172,23 +157,21 @@ def main(args: list[str] | None = None) -> None:
         trainer.save_metrics("eval", metrics)
         results |= metrics
 
-    # Report
-    if training_args.do_train:
-        trainer.save_state()
-    if trainer.is_world_process_zero():
-        if training_args.do_train:
-            snippet = SNIPPET
-            if adapter is not None:
-                snippet = usage_snippet(adapter, model, AutoModelForCausalLM, training_args.push_to_hub)
-            write_model_card(trainer, model_args, data_args, results, "text-generation", OBJECTIVE, snippet)
-        if clm_args.sample_tokens:
-            first_block = next(iter(list(blocks.values())[-1]))
-            print(sample_text(model, tokenizer, clm_args.sample_tokens, first_block["input_ids"]))
-        if adapter_args.merge_adapter:
-            save_merged_model(model, adapter, tokenizer, training_args.output_dir)
-        print_summary(results, training_args.output_dir)
-    if training_args.push_to_hub:
-        trainer.push_to_hub()
+    # Report: model card, plot, summary, upload
+    if clm_args.sample_tokens and trainer.is_world_process_zero():
+        first_example = next(iter(blocks.get("validation") or blocks["train"]))
+        print(sample_text(model, tokenizer, clm_args.sample_tokens, first_example["input_ids"]))
+    write_report(
+        trainer,
+        AutoModelForCausalLM,
+        model_args,
+        data_args,
+        adapter_args,
+        results,
+        task="text-generation",
+        objective=OBJECTIVE,
+        snippet=SNIPPET,
+    )
 
 
 def _mp_fn(index: int) -> None:

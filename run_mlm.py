@@ -10,7 +10,6 @@ import dataclasses
 from dataclasses import dataclass
 
 from transformers import AutoModelForMaskedLM, set_seed
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from utils.config.adapter_arguments import AdapterArguments
 from utils.config.data_arguments import DataArguments
@@ -25,17 +24,19 @@ from utils.examples.packed import PackedBlocksWithSpecialTokens, require_one_blo
 from utils.examples.streaming import make_blocks
 from utils.hub.upload import prepare_upload
 from utils.models.adapter_checks import check_adapter_arguments
-from utils.models.adapters import add_adapter, save_merged_model, usage_snippet
+from utils.models.adapters import add_adapter
 from utils.models.config import default_block_size, load_config
 from utils.models.loading import load_model
 from utils.models.losses import use_summed_loss
-from utils.reports.model_card import write_model_card
-from utils.reports.summary import print_counts, print_summary
+from utils.models.model_types import MASKED_MODELS
+from utils.reports.report import write_report
+from utils.reports.summary import print_counts
 from utils.text.corpus import load_corpus
 from utils.tokens.token_store import tokenize_documents
 from utils.tokens.tokenizer import load_tokenizer, special_token_affixes
+from utils.training.metric import load_metric
 from utils.training.output_dir import find_checkpoint
-from utils.training.trainer import LMTrainer, load_metric
+from utils.training.trainer import LMTrainer
 
 
 @dataclass
@@ -43,8 +44,6 @@ class MaskedLMArguments(LineByLineArguments, MaskingArguments):
     """The flags of this script: how tokens are masked, and what an example is."""
 
 
-# Wav2Vec2 hears and Perceiver sees, though transformers lists them.
-MODEL_TYPES = set(MODEL_FOR_MASKED_LM_MAPPING_NAMES) - {"wav2vec2", "perceiver"}
 OBJECTIVE = "The loss is the mean negative log-likelihood of the masked tokens, given all others of their example."
 SNIPPET = """from transformers import pipeline
 
@@ -54,19 +53,19 @@ for guess in fill_mask("The {mask} is here."):
 
 
 def document_text(row: dict) -> str | None:
-    """What the model reads of one row; edit this for titles, templates, or filters (None leaves the row out)."""
+    """The text of one row; edit this for titles, templates or filters (None leaves the row out)."""
     return row["text"]
 
 
 @entry_point
 def main(args: list[str] | None = None) -> None:
-    # Arguments: whatever can be found wrong without reading the text is found wrong here
+    # Arguments: every mistake that can be found without reading the text is found here
     model_args, data_args, mlm_args, adapter_args, training_args, run_args = parse_arguments(
         ModelArguments, DataArguments, MaskedLMArguments, AdapterArguments, LMTrainingArguments, args=args
     )
     mlm_args.apply_defaults(data_args, training_args, run_args)
     checkpoint = None if data_args.preprocess_only else find_checkpoint(training_args)
-    config = load_config(model_args, AutoModelForMaskedLM, MODEL_TYPES, data_args.block_size)
+    config = load_config(model_args, AutoModelForMaskedLM, MASKED_MODELS, data_args.block_size)
     check_adapter_arguments(adapter_args, model_args, training_args, config.model_type)
     metric = load_metric(training_args.metric)
     if not data_args.preprocess_only:
@@ -92,7 +91,7 @@ def main(args: list[str] | None = None) -> None:
             cache_dir=model_args.cache_dir,
             description=split,
             add_special_tokens=False,
-            num_tokens_needed=max_samples[split] and max_samples[split] * block_size,
+            num_tokens_needed=None if max_samples[split] is None else max_samples[split] * block_size,
             with_word_starts=mlm_args.whole_word_mask,
         )
         blocks_class = DocumentBlocks if mlm_args.line_by_line else PackedBlocksWithSpecialTokens
@@ -108,7 +107,7 @@ def main(args: list[str] | None = None) -> None:
     # Model
     model, new_weights = load_model(AutoModelForMaskedLM, config, model_args, tokenizer)
 
-    # Adapter: with --train_adapter, all that is trained
+    # Adapter: with --train_adapter, only the adapter is trained
     adapter = add_adapter(model, new_weights, adapter_args, model_args, data_args)
 
     # Loss: summed over the targets, where alone the vocabulary head runs
@@ -153,22 +152,19 @@ def main(args: list[str] | None = None) -> None:
         trainer.save_metrics("eval", metrics)
         results |= metrics
 
-    # Report
-    if training_args.do_train:
-        trainer.save_state()
-    if trainer.is_world_process_zero():
-        if training_args.do_train:
-            snippet = SNIPPET
-            if adapter is not None:
-                snippet = usage_snippet(adapter, model, AutoModelForMaskedLM, training_args.push_to_hub)
-            snippet = snippet.replace("{mask}", tokenizer.mask_token)
-            settings = dataclasses.asdict(mlm_args)
-            write_model_card(trainer, model_args, data_args, results, "fill-mask", OBJECTIVE, snippet, settings)
-        if adapter_args.merge_adapter:
-            save_merged_model(model, adapter, tokenizer, training_args.output_dir)
-        print_summary(results, training_args.output_dir)
-    if training_args.push_to_hub:
-        trainer.push_to_hub()
+    # Report: model card, plot, summary, upload
+    write_report(
+        trainer,
+        AutoModelForMaskedLM,
+        model_args,
+        data_args,
+        adapter_args,
+        results,
+        task="fill-mask",
+        objective=OBJECTIVE,
+        snippet=SNIPPET.replace("{mask}", tokenizer.mask_token),
+        settings=dataclasses.asdict(mlm_args),
+    )
 
 
 def _mp_fn(index: int) -> None:

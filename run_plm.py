@@ -26,18 +26,20 @@ from utils.examples.permutation_collator import PermutationLMCollator
 from utils.examples.streaming import make_blocks
 from utils.hub.upload import prepare_upload
 from utils.models.adapter_checks import check_adapter_arguments
-from utils.models.adapters import add_adapter, save_merged_model, usage_snippet
+from utils.models.adapters import add_adapter
 from utils.models.config import default_block_size, load_config
 from utils.models.factorization_order import use_factorization_order
 from utils.models.loading import load_model
 from utils.models.losses import use_summed_loss
-from utils.reports.model_card import write_model_card
-from utils.reports.summary import print_counts, print_summary
+from utils.models.model_types import PERMUTATION_MODELS
+from utils.reports.report import write_report
+from utils.reports.summary import print_counts
 from utils.text.corpus import load_corpus
 from utils.tokens.token_store import tokenize_documents
 from utils.tokens.tokenizer import load_tokenizer, special_token_affixes
+from utils.training.metric import load_metric
 from utils.training.output_dir import find_checkpoint
-from utils.training.trainer import LMTrainer, load_metric
+from utils.training.trainer import LMTrainer
 
 
 @dataclass
@@ -72,13 +74,13 @@ print(generator("Once upon a time", max_new_tokens=40)[0]["generated_text"])"""
 
 
 def document_text(row: dict) -> str | None:
-    """What the model reads of one row; edit this for titles, templates, or filters (None leaves the row out)."""
+    """The text of one row; edit this for titles, templates or filters (None leaves the row out)."""
     return row["text"]
 
 
 @entry_point
 def main(args: list[str] | None = None) -> None:
-    # Arguments: whatever can be found wrong without reading the text is found wrong here
+    # Arguments: every mistake that can be found without reading the text is found here
     model_args, data_args, plm_args, adapter_args, training_args, run_args = parse_arguments(
         ModelArguments, DataArguments, PermutationLMArguments, AdapterArguments, LMTrainingArguments, args=args
     )
@@ -86,7 +88,7 @@ def main(args: list[str] | None = None) -> None:
     if plm_args.max_span_length > (data_args.block_size or MOST_TOKENS):
         raise UsageError(f"--max_span_length {plm_args.max_span_length} is more than an example has tokens: give less")
     checkpoint = None if data_args.preprocess_only else find_checkpoint(training_args)
-    config = load_config(model_args, AutoModelForCausalLM, ["xlnet"], data_args.block_size)
+    config = load_config(model_args, AutoModelForCausalLM, PERMUTATION_MODELS, data_args.block_size)
     check_adapter_arguments(adapter_args, model_args, training_args, config.model_type)
     metric = load_metric(training_args.metric)
     if not data_args.preprocess_only:
@@ -112,7 +114,7 @@ def main(args: list[str] | None = None) -> None:
             cache_dir=model_args.cache_dir,
             description=split,
             add_special_tokens=False,
-            num_tokens_needed=max_samples[split] and max_samples[split] * block_size,
+            num_tokens_needed=None if max_samples[split] is None else max_samples[split] * block_size,
         )
         blocks_class = DocumentBlocks if plm_args.line_by_line else PackedBlocksWithSpecialTokens
         blocks[split] = make_blocks(
@@ -127,7 +129,7 @@ def main(args: list[str] | None = None) -> None:
     # Model
     model, new_weights = load_model(AutoModelForCausalLM, config, model_args, tokenizer)
 
-    # Adapter: with --train_adapter, all that is trained
+    # Adapter: with --train_adapter, only the adapter is trained
     adapter = add_adapter(model, new_weights, adapter_args, model_args, data_args)
 
     # Loss: summed over the targets, where alone the query stream and the vocabulary head run
@@ -171,21 +173,19 @@ def main(args: list[str] | None = None) -> None:
         trainer.save_metrics("eval", metrics)
         results |= metrics
 
-    # Report
-    if training_args.do_train:
-        trainer.save_state()
-    if trainer.is_world_process_zero():
-        if training_args.do_train:
-            snippet = SNIPPET
-            if adapter is not None:
-                snippet = usage_snippet(adapter, model, AutoModelForCausalLM, training_args.push_to_hub)
-            settings = dataclasses.asdict(plm_args)
-            write_model_card(trainer, model_args, data_args, results, "text-generation", OBJECTIVE, snippet, settings)
-        if adapter_args.merge_adapter:
-            save_merged_model(model, adapter, tokenizer, training_args.output_dir)
-        print_summary(results, training_args.output_dir)
-    if training_args.push_to_hub:
-        trainer.push_to_hub()
+    # Report: model card, plot, summary, upload
+    write_report(
+        trainer,
+        AutoModelForCausalLM,
+        model_args,
+        data_args,
+        adapter_args,
+        results,
+        task="text-generation",
+        objective=OBJECTIVE,
+        snippet=SNIPPET,
+        settings=dataclasses.asdict(plm_args),
+    )
 
 
 def _mp_fn(index: int) -> None:

@@ -28,18 +28,20 @@ from utils.examples.sentence_pairs import SentencePairs
 from utils.examples.streaming import make_blocks
 from utils.hub.upload import prepare_upload
 from utils.models.adapter_checks import check_adapter_arguments
-from utils.models.adapters import add_adapter, save_merged_model, usage_snippet
+from utils.models.adapters import add_adapter
 from utils.models.config import default_block_size, load_config, model_type_from_checkpoint_name
 from utils.models.loading import load_model
 from utils.models.losses import use_summed_loss
-from utils.reports.model_card import write_model_card
-from utils.reports.summary import print_counts, print_summary
+from utils.models.model_types import PRETRAINING_MODELS
+from utils.reports.report import write_report
+from utils.reports.summary import print_counts
 from utils.text.corpus import load_corpus
 from utils.text.segmentation import Segmenter
 from utils.tokens.token_store import tokenize_documents
 from utils.tokens.tokenizer import load_tokenizer
+from utils.training.metric import load_metric
 from utils.training.output_dir import find_checkpoint
-from utils.training.trainer import LMTrainer, load_metric
+from utils.training.trainer import LMTrainer
 
 
 @dataclass
@@ -103,8 +105,6 @@ class PretrainingArguments(MaskingArguments):
             raise UsageError("--text_column_a is about text and --is_already_preprocessed about ids: leave one out")
 
 
-# With a head for tokens and one for pairs of sentences, both tested.
-MODEL_TYPES = {"albert", "bert", "ernie", "megatron-bert", "mobilebert"}
 QUESTIONS = {"nsp": "text B follows text A", "sop": "texts A and B are in order"}
 MASK_FLAGS = tuple(flag.name for flag in fields(MaskingArguments))
 PAIR_FLAGS = ("segment_by", "sentence_language", "nsp_probability", "short_seq_probability")
@@ -124,7 +124,7 @@ print("{question}:", outputs[1].softmax(-1)[0, 0].item())"""
 
 
 def document_text(row: dict) -> str | None:
-    """What the model reads of one row; edit this for titles, templates, or filters (None leaves the row out)."""
+    """The text of one row; edit this for titles, templates or filters (None leaves the row out)."""
     return row["text"]
 
 
@@ -135,7 +135,7 @@ def column_text(*columns: str) -> Callable[[dict], str]:
 
 @entry_point
 def main(args: list[str] | None = None) -> None:
-    # Arguments: whatever can be found wrong without reading the text is found wrong here
+    # Arguments: every mistake that can be found without reading the text is found here
     model_args, data_args, pair_args, _, adapter_args, training_args, run_args = parse_arguments(
         ModelArguments,
         DataArguments,
@@ -151,8 +151,8 @@ def main(args: list[str] | None = None) -> None:
     if data_args.block_size is not None and data_args.block_size < 8:
         raise UsageError(f"--max_seq_length {data_args.block_size} leaves no room for two texts: give 8 or more")
     checkpoint = None if data_args.preprocess_only else find_checkpoint(training_args)
-    model_args.model_type = model_type_from_checkpoint_name(model_args.model_type, MODEL_TYPES)
-    config = load_config(model_args, AutoModelForPreTraining, MODEL_TYPES, data_args.block_size)
+    model_args.model_type = model_type_from_checkpoint_name(model_args.model_type, PRETRAINING_MODELS)
+    config = load_config(model_args, AutoModelForPreTraining, PRETRAINING_MODELS, data_args.block_size)
     task = pair_args.sentence_task or ("sop" if config.model_type == "albert" else "nsp")
     best = training_args.metric_for_best_model or ""
     if best.removeprefix("eval_").split("_")[0] in ("mlm", task, "accuracy"):
@@ -204,7 +204,7 @@ def main(args: list[str] | None = None) -> None:
                     document_text=document_text,
                     description=split,
                     segmenter=Segmenter(pair_args.segment_by, pair_args.sentence_language),
-                    num_tokens_needed=max_samples[split] and max_samples[split] * block_size,
+                    num_tokens_needed=None if max_samples[split] is None else max_samples[split] * block_size,
                 ),
                 block_size,
                 tokenizer,
@@ -232,7 +232,7 @@ def main(args: list[str] | None = None) -> None:
     # Model
     model, new_weights = load_model(AutoModelForPreTraining, config, model_args, tokenizer)
 
-    # Adapter: with --train_adapter, all that is trained
+    # Adapter: with --train_adapter, only the adapter is trained
     adapter = add_adapter(model, new_weights, adapter_args, model_args, data_args)
 
     # Loss: both are summed over their targets; the vocabulary head runs at the masked tokens only
@@ -278,25 +278,22 @@ def main(args: list[str] | None = None) -> None:
         trainer.save_metrics("eval", metrics)
         results |= metrics
 
-    # Report
-    if training_args.do_train:
-        trainer.save_state()
-    if trainer.is_world_process_zero():
-        if training_args.do_train:
-            snippet = SNIPPET
-            if adapter is not None:
-                snippet = usage_snippet(adapter, model, AutoModelForPreTraining, training_args.push_to_hub)
-            snippet = snippet.replace("{mask}", tokenizer.mask_token).replace("{question}", QUESTIONS[task])
-            objective = OBJECTIVE.format(question=QUESTIONS[task])
-            names = () if pair_args.is_already_masked else MASK_FLAGS
-            names += PAIR_FLAGS if source == "documents" else ()
-            settings = {"sentence_task": task} | {name: getattr(pair_args, name) for name in names}
-            write_model_card(trainer, model_args, data_args, results, "fill-mask", objective, snippet, settings)
-        if adapter_args.merge_adapter:
-            save_merged_model(model, adapter, tokenizer, training_args.output_dir)
-        print_summary(results, training_args.output_dir)
-    if training_args.push_to_hub:
-        trainer.push_to_hub()
+    # Report: model card, plot, summary, upload
+    mask_settings = () if pair_args.is_already_masked else MASK_FLAGS
+    pair_settings = PAIR_FLAGS if source == "documents" else ()
+    settings = {name: getattr(pair_args, name) for name in (*mask_settings, *pair_settings)}
+    write_report(
+        trainer,
+        AutoModelForPreTraining,
+        model_args,
+        data_args,
+        adapter_args,
+        results,
+        task="fill-mask",
+        objective=OBJECTIVE.format(question=QUESTIONS[task]),
+        snippet=SNIPPET.replace("{mask}", tokenizer.mask_token).replace("{question}", QUESTIONS[task]),
+        settings={"sentence_task": task} | settings,
+    )
 
 
 def refuse_idle_flags(source: str, is_masked: bool, given: dict) -> None:

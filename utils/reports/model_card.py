@@ -1,4 +1,4 @@
-"""The model card."""
+"""The model card of a training run."""
 
 import math
 import platform
@@ -14,7 +14,6 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_downloa
 
 from utils.config.data_arguments import DataArguments
 from utils.config.model_arguments import ModelArguments
-from utils.reports.loss_plot import plot_losses
 from utils.training.trainer import LMTrainer
 
 
@@ -33,20 +32,19 @@ def write_model_card(
     task: str,
     objective: str,
     snippet: str,
-    objective_settings: dict | None = None,
+    settings: dict,
 ) -> None:
-    """Write README.md, the model card, and loss.png beside the saved model.
+    """Write README.md, the model card, next to the saved model.
 
     Args:
-        results: what all_results.json holds.
-        task: the hub's task tag, for instance text-generation.
-        objective: a sentence that says what the loss is, and so the perplexity.
+        results: the contents of all_results.json.
+        task: the Hub's task tag, e.g. text-generation.
+        objective: a sentence that says what the loss is, and so what the perplexity means.
         snippet: Python code that uses the model, with `{model}` for its name.
-        objective_settings: what the objective adds to the table of hyper-parameters.
+        settings: hyperparameters of the objective.
     """
     args = trainer.args
     output_dir = Path(args.output_dir)
-    plot_losses(trainer.state.log_history, output_dir / "loss.png")
     name = args.hub_model_id or str(output_dir)
     corpus = corpus_name(data_args)
     hub_dataset = hub_name(data_args.dataset_name)
@@ -81,7 +79,7 @@ def write_model_card(
         tags=["generated-from-trainer", trainer.model.config.model_type],
         datasets=[hub_dataset] if hub_dataset else None,
         base_model=hub_name(model_args.model_name_or_path),
-        # The base's licence holds for what is made of it. Its other terms are in fields of their own.
+        # A derived model inherits the license of its base; a license with a name of its own has further fields.
         **{key: base_card[key] for key in ("license", "license_name", "license_link") if base_card.get(key)},
         eval_results=eval_results or None,
     )
@@ -91,8 +89,8 @@ def write_model_card(
     if trainer.adapter is not None:
         origin = "random weights, which are saved with it" if trainer.adapter.base is None else origin
         what, preposition = f"The adapter `{trainer.adapter.name}` of {what}", "for"
-    settings = {"block_size": trainer.train_dataset.block_size, "steps": trainer.state.max_steps}
-    settings |= (objective_settings or {}) | {key: getattr(args, key) for key in SHOWN_ARGUMENTS}
+    hyperparameters = {"block_size": trainer.train_dataset.block_size, "steps": trainer.state.max_steps}
+    hyperparameters |= settings | {key: getattr(args, key) for key in SHOWN_ARGUMENTS}
     versions = {
         "Python": platform.python_version(),
         **{module.__name__: module.__version__ for module in (torch, transformers, datasets, tokenizers, accelerate)},
@@ -121,7 +119,7 @@ def write_model_card(
 
 Text: {corpus}. The flags are in [run_args.yaml](run_args.yaml), which repeats the run.
 
-{_table(("hyper-parameter", "value"), settings)}
+{_table(("hyperparameter", "value"), hyperparameters)}
 
 ## Versions
 
@@ -131,12 +129,12 @@ Text: {corpus}. The flags are in [run_args.yaml](run_args.yaml), which repeats t
 
 
 def hub_name(name: str | None) -> str | None:
-    """The name, if it is one on the hub, which refuses a card that names a folder as a data set or base model."""
+    """The name if it is on the Hub, else None: the Hub refuses cards that name a folder as dataset or base model."""
     return None if not name or Path(name).exists() or name.startswith("builtin/") else name
 
 
 def card_of_base(model_args: ModelArguments) -> dict:
-    """The metadata of the base model's card; nothing if there is no base, no card, or no way to it."""
+    """The metadata of the base model's card; empty if there is no base, no card, or no access to it."""
     name = model_args.model_name_or_path
     if not name:
         return {}
@@ -151,7 +149,7 @@ def card_of_base(model_args: ModelArguments) -> dict:
 
 
 def corpus_name(data_args: DataArguments) -> str:
-    """The source of the text, as the flags name it."""
+    """The source of the text, as named by the flags."""
     if data_args.dataset_name:
         return " ".join(filter(None, (data_args.dataset_name, data_args.dataset_config_name)))
     if data_args.dataset_path:
@@ -160,8 +158,8 @@ def corpus_name(data_args: DataArguments) -> str:
 
 
 def _table(header: tuple[str, str], rows: dict) -> str:
-    def shown(value) -> str:
+    def formatted(value) -> str:
         return f"{value:.6g}" if isinstance(value, float) else str(getattr(value, "value", value))
 
     lines = [f"| {header[0]} | {header[1]} |", "|---|---|"]
-    return "\n".join([*lines, *(f"| {key} | {shown(value)} |" for key, value in rows.items())])
+    return "\n".join([*lines, *(f"| {key} | {formatted(value)} |" for key, value in rows.items())])

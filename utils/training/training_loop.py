@@ -45,8 +45,8 @@ class TrainingLoop(CompatTrainer):
     - After SIGTERM, SIGINT or `--max_train_hours`, the update is finished and saved. All processes stop after the same
       update. A loss or gradients that are not finite end the run, unsaved.
 
-    What is computed is up to the subclass: `get_train_dataloader`, `compute_loss`, `evaluate` and `save_model`. It also
-    sets `counter`, a TrainingCounter, and `adapter`, the Adapter that alone is trained, or None.
+    What is computed is up to the subclass: `get_train_dataloader`, `compute_loss`, `evaluate` and `save_model`. It
+    also sets `counter`, a TrainingCounter, and `adapter`, the Adapter that alone is trained, or None.
     """
 
     args: LMTrainingArguments
@@ -66,7 +66,7 @@ class TrainingLoop(CompatTrainer):
 
     def create_accelerator_and_postprocess(self) -> None:
         """As Trainer's, with the environment variables that `accelerate` reads set during this call."""
-        with temporary_environment(**self.args.accelerate_environment):
+        with temporary_environment(**getattr(self.args, "accelerate_environment", {})):
             super().create_accelerator_and_postprocess()
 
     # The run
