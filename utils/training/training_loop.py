@@ -197,7 +197,7 @@ class TrainingLoop(CompatTrainer):
             if self.state.global_step == 0:
                 raise
             if self.args.world_size == 1 and self.last_saved_step != self.state.global_step:
-                self._save_checkpoint_now()  # of several processes, the others do not know of the error
+                self.save_checkpoint()  # of several processes, the others do not know of the error
             raise stopped_early(self.args, self.last_saved_step, str(error), exit_code=1) from error
         # Moved before targets are counted, which would otherwise wait for the GPU.
         return [send_to_device(batch, device, non_blocking=device.type == "cuda") for batch in micro_batches]
@@ -263,7 +263,7 @@ class TrainingLoop(CompatTrainer):
         except StopRequested:
             raise self._save_and_stop(self.stop_requests.agreed(), evaluation_is_due=True) from None
         if self.control.should_save:
-            self._save_checkpoint_now()
+            self.save_checkpoint()
 
     def _evaluate_and_compare(self) -> bool:
         """Evaluate, and find out whether this is the best model so far by `--metric_for_best_model`."""
@@ -277,7 +277,15 @@ class TrainingLoop(CompatTrainer):
             raise UsageError(f"--metric_for_best_model {name}: no such result; there are {', '.join(metrics)}")
         return update_best_metric(self.state, metrics[name], self.args.greater_is_better)
 
-    def _save_checkpoint_now(self, evaluation_is_due: bool = False) -> None:
+    def save_checkpoint(self, evaluation_is_due: bool = False) -> None:
+        """Write a checkpoint of this step.
+
+        Args:
+            evaluation_is_due: the run stops before the evaluation that is due here; the resumed run makes up for it.
+
+        Raises:
+            EarlyEnd: it could not be written, or the weights are not finite. Earlier checkpoints are unchanged.
+        """
         self.counter.update()
         self.counter.pause()
         self.watch.check_weights(self.model, self.state.global_step, self._learning_rate())
@@ -290,7 +298,7 @@ class TrainingLoop(CompatTrainer):
 
     def _save_and_stop(self, request: int, evaluation_is_due: bool = False) -> EarlyEnd:
         if self.last_saved_step != self.state.global_step or evaluation_is_due:
-            self._save_checkpoint_now(evaluation_is_due)
+            self.save_checkpoint(evaluation_is_due)
         return self._stopped(request)
 
     def _stopped(self, request: int) -> EarlyEnd:
