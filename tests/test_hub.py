@@ -123,21 +123,21 @@ def test_upload(strategy, shelves, run, tmp_path, capfd, caplog):
 
 
 REFUSALS = {
-    "no token": ([], "wrong access: there is no token"),
-    "unknown token": (["--hub_token", "hf_wrong"], "wrong access: the hub does not take this token"),
-    "token that only reads": (["--hub_token", "hf_reader"], "wrong access: this token .* is not allowed"),
+    "no token": ([], "access denied: there is no token"),
+    "unknown token": (["--hub_token", "hf_wrong"], "access denied: the Hub rejects this token"),
+    "token that only reads": (["--hub_token", "hf_reader"], "access denied: this token .* is not allowed"),
     "name of somebody else": (
-        ["--hub_token", "hf_writer", "--hub_model_id", "stranger/new"], "wrong access: this token .* is not allowed",
+        ["--hub_token", "hf_writer", "--hub_model_id", "stranger/new"], "access denied: this token .* is not allowed",
     ),
     "repository of somebody else": (
-        ["--hub_token", "hf_writer", "--hub_model_id", "openai-community/gpt2"], "wrong access: .* is not allowed",
+        ["--hub_token", "hf_writer", "--hub_model_id", "openai-community/gpt2"], "access denied: .* is not allowed",
     ),
     "impossible name": (["--hub_token", "hf_writer", "--hub_model_id", "a b"], "--hub_model_id a b: .* letters"),
     "no such branch": (["--hub_token", "hf_writer", "--hub_revision", "dev"], "no such revision"),
     "offline": (["--hub_token", "hf_writer"], "no network: HF_HUB_OFFLINE is set"),
-    "server away": (["--hub_token", "hf_writer"], "the network: http://127.0.0.1.* cannot be reached"),
-    "server ill": (["--hub_token", "hf_writer"], "the network: the hub answers with status 503"),
-    "no training": (["--hub_token", "hf_writer", "--do_eval"], "--push_to_hub goes with --do_train"),
+    "server away": (["--hub_token", "hf_writer"], "network error: http://127.0.0.1.* cannot be reached"),
+    "server ill": (["--hub_token", "hf_writer"], "network error: the Hub responds with status 503"),
+    "no training": (["--hub_token", "hf_writer", "--do_eval"], "--push_to_hub requires --do_train"),
 }  # fmt: skip
 
 
@@ -177,7 +177,7 @@ def test_server_that_fails_in_the_middle(shelves, common_args, tmp_path, capsys)
     errors = capsys.readouterr().err.splitlines()
     assert "Traceback" not in "".join(errors)
     line = next(line for line in errors if line.startswith("run_clm.py: error: "))
-    assert "the network: " in line and f"complete in {out}" in line
+    assert "network error: " in line and f"complete in {out}" in line
     names = {path.name for path in out.iterdir()}
     assert names >= {"model.safetensors", "README.md", "all_results.json", "trainer_state.json", "loss.png"}
     assert list(shelves.repositories["model", "tester/mine"].files()) == []
@@ -209,7 +209,7 @@ def test_upload_of_a_checkpoint_fails(shelves, run, tmp_path, caplog):
         patch.setattr(run_clm.LMTrainer, "push_to_hub", push_to_hub)
         run(tmp_path / "out", *TRAIN, *PUSH, *train_text_only)
     for step in (1, 2):
-        assert f"the upload of checkpoint-{step} failed, training goes on: the network: the hub answers" in caplog.text
+        assert f"the upload of checkpoint-{step} failed, training continues: network error: the Hub responds" in caplog.text
     files = shelves.repositories["model", "tester/out"].files()
     assert files["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
     assert not list((tmp_path / "out").glob("checkpoint-upload-*"))
@@ -276,16 +276,16 @@ def test_from_the_cache(way, shelves, run, monkeypatch, tmp_path):
 
 
 CAUSES = {
-    "missing": (["none/such"], "wrong name: there is no folder none/such, and the hub has no such repository"),
+    "missing": (["none/such"], "wrong name: there is no folder none/such, and the Hub has no such repository"),
     "malformed": (["a//b"], "wrong name: there is no folder a//b|Couldn't find any data file at .*/a/b"),
-    "private": (["stranger/private"], "wrong access, if it is private"),
-    "private, other token": (["stranger/private", "--token", "hf_reader"], "wrong access, if it is private"),
-    "unknown token": (["stranger/private", "--token", "hf_wrong"], "wrong access: the hub does not take this token"),
-    "gated": (["stranger/gated", "--token", "hf_reader"], "wrong access: stranger/gated is gated"),
+    "private": (["stranger/private"], "access denied, if it is private"),
+    "private, other token": (["stranger/private", "--token", "hf_reader"], "access denied, if it is private"),
+    "unknown token": (["stranger/private", "--token", "hf_wrong"], "access denied: the Hub rejects this token"),
+    "gated": (["stranger/gated", "--token", "hf_reader"], "access denied: stranger/gated is gated"),
     "revision": (["stranger/public"], "wrong name: stranger/public has no such revision"),
     "offline": (["stranger/public"], "no network: HF_HUB_OFFLINE is set"),
-    "server away": (["stranger/public"], "the network: http://127.0.0.1.* cannot be reached"),
-    "server ill": (["stranger/public"], "the network: "),
+    "server away": (["stranger/public"], "network error: http://127.0.0.1.* cannot be reached"),
+    "server ill": (["stranger/public"], "network error: "),
 }
 
 

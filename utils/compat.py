@@ -26,11 +26,7 @@ from transformers.integrations import TensorBoardCallback
 TRANSFORMERS_5 = int(transformers.__version__.split(".")[0]) >= 5
 
 if TRANSFORMERS_5:
-    import datasets
-    from huggingface_hub import HfApi
     from transformers.integrations.integration_utils import default_logdir
-
-    from utils.hub.errors import is_network_error
 
     # The newest `adapters`, 1.3.0, cannot be imported beside transformers 5.
     NO_ADAPTERS_REASON = (
@@ -132,21 +128,6 @@ if TRANSFORMERS_5:
                 train_dataloader.set_epoch(epoch)
             super()._run_epoch(epoch=epoch, train_dataloader=train_dataloader, **kwargs)
 
-    def dataset_repository(name: str, token: str | None, cache_dir: str | None) -> str:
-        """The name with its owner: huggingface_hub 2, which goes with 5, cannot read files by old names as wikitext.
-
-        The hub knows which name that is now; without a network, the cache does.
-        """
-        if "/" in name or Path(name).exists():
-            return name
-        try:
-            return HfApi(token=token).dataset_info(name).id
-        except Exception as error:
-            if not is_network_error(error):
-                raise
-        cached = list(Path(cache_dir or datasets.config.HF_DATASETS_CACHE).glob(f"*___{name}"))
-        return cached[0].name.replace("___", "/") if len(cached) == 1 else name
-
     @contextlib.contextmanager
     def _replaced(module: types.ModuleType, functions: dict[str, Callable]) -> Iterator[None]:
         originals = {name: getattr(module, name) for name in functions}
@@ -167,10 +148,6 @@ else:
     }
     CompatTrainingArguments = TrainingArguments
     CompatTrainer = Trainer
-
-    def dataset_repository(name: str, token: str | None, cache_dir: str | None) -> str:
-        """Names without an owner, such as wikitext, are redirected by the hub."""
-        return name
 
     class TokenizersBackend(PreTrainedTokenizerFast):
         """The name that 5 has, and saves, for this class."""
