@@ -28,7 +28,9 @@ from utils.examples.sentence_pairs import SentencePairs
 from utils.examples.streaming import make_blocks
 from utils.hub.upload import prepare_upload
 from utils.models.adapter_checks import check_adapter_arguments
-from utils.models.adapters import add_adapter, save_merged_model, usage_snippet
+from utils.models.adapter_saving import save_merged_model
+from utils.models.adapter_usage import usage_snippet
+from utils.models.adapters import add_adapter
 from utils.models.config import default_block_size, load_config, model_type_from_checkpoint_name
 from utils.models.loading import load_model
 from utils.models.losses import use_summed_loss
@@ -157,7 +159,7 @@ def main(args: list[str] | None = None) -> None:
     best = training_args.metric_for_best_model or ""
     if best.removeprefix("eval_").split("_")[0] in ("mlm", task, "accuracy"):
         raise UsageError(f"--metric_for_best_model {best}: Trainer knows eval_loss, the sum of both; use that")
-    check_adapter_arguments(adapter_args, model_args, training_args, config.model_type)
+    adapter_folders = check_adapter_arguments(adapter_args, model_args, training_args, config.model_type)
     metric = load_metric(training_args.metric)
     if not data_args.preprocess_only:
         prepare_upload(training_args, run_args)
@@ -233,7 +235,7 @@ def main(args: list[str] | None = None) -> None:
     model, new_weights = load_model(AutoModelForPreTraining, config, model_args, tokenizer)
 
     # Adapter: with --train_adapter, all that is trained
-    adapter = add_adapter(model, new_weights, adapter_args, model_args, data_args)
+    adapter = add_adapter(model, new_weights, adapter_args, adapter_folders, model_args, data_args)
 
     # Loss: both are summed over their targets; the vocabulary head runs at the masked tokens only
     use_summed_loss(model, shift=False, label_smoothing=training_args.label_smoothing_factor)

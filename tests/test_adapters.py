@@ -179,7 +179,7 @@ def test_the_adapter_alone_is_trained(model_type, base, train, monkeypatch, capl
         assert torch.equal(weight, seen["before"][name]) != is_adapter, name
         assert weight.requires_grad == is_adapter
         num_trained += is_adapter * weight.numel()
-    assert f"adapter: mine, {num_trained:,} of " in caplog.text
+    assert f"adapter: mine, training {num_trained:,} of " in caplog.text
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "bert", "xlnet"])

@@ -369,4 +369,4 @@ def test_no_adapter_in_the_repository(hub, checkpoint, refused, validation_file)
     hub.add("model", "tester/base", checkpoint("gpt2"))
     flags = ["--model_name_or_path", "tester/base", "--validation_file", validation_file, "--do_eval"]
     line = refused(*flags, "--load_adapter", "tester/base")
-    assert "--load_adapter tester/base: the hub has tester/base, but no adapter in it" in line
+    assert "--load_adapter tester/base: tester/base is on the Hub, but has no adapter" in line

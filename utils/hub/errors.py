@@ -62,7 +62,9 @@ def _explanation(causes: list[BaseException], name: str, is_upload: bool) -> str
                 f"token that can access it with {flag}, or log in with `hf auth login`"
             )
         if isinstance(error, LocalTokenNotFoundError):
-            return f"access denied: there is no token; pass one with {flag}, in HF_TOKEN, or log in with `hf auth login`"
+            return (
+                f"access denied: there is no token; pass one with {flag}, in HF_TOKEN, or log in with `hf auth login`"
+            )
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status == 401:
             return f"access denied: the Hub rejects this token (from {flag}, HF_TOKEN or `hf auth login`)"

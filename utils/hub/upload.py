@@ -26,7 +26,9 @@ logger = logging.getLogger(__name__)
 CHECKPOINT_FOLDERS = "checkpoint-*"
 
 # Files in a checkpoint that are needed only to resume training.
-RESUMPTION_FILES = ("optimizer*", "scheduler.pt", "scaler.pt", "rng_state*", "pytorch_model_fsdp*", "global_step*", "latest")
+RESUMPTION_FILES = (
+    "optimizer*", "scheduler.pt", "scaler.pt", "rng_state*", "pytorch_model_fsdp*", "global_step*", "latest",
+)  # fmt: skip
 
 
 def prepare_upload(training_args: LMTrainingArguments, run_args: dict) -> None:

@@ -23,8 +23,8 @@ from utils.errors import UsageError
 from utils.examples.streaming import BlockStream, StreamLoader
 from utils.hub.errors import explain_hub_error
 from utils.hub.upload import CheckpointUploads, upload_results
-from utils.models.adapters import Adapter, GradientCheck, load_saved_adapter, save_adapter
-from utils.models.losses import sums_loss
+from utils.models.adapter_saving import load_saved_adapter, save_adapter
+from utils.models.adapters import Adapter, GradientCheck
 from utils.progress import progress
 from utils.training.batch_sampler import EmptyBatch
 from utils.training.fsdp import gather_full_state_dict, prepare_alone, prepare_sharding, weight_names, with_weights
@@ -111,8 +111,6 @@ class LMTrainer(ResumableTrainer):
         run_args: dict | None = None,
         **kwargs,
     ):
-        if not sums_loss(model):
-            raise ValueError("LMTrainer divides summed losses: call use_summed_loss(model, ...) first")
         if args.do_train and model.dtype == torch.float16:
             raise UsageError("--dtype float16 cannot hold the updates of a training: use --fp16, or --dtype bfloat16")
         if args.gradient_checkpointing and not model.supports_gradient_checkpointing:
