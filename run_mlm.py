@@ -66,7 +66,7 @@ def main(args: list[str] | None = None) -> None:
     mlm_args.apply_defaults(data_args, training_args, run_args)
     checkpoint = None if data_args.preprocess_only else find_checkpoint(training_args)
     config = load_config(model_args, AutoModelForMaskedLM, MASKED_MODELS, data_args.block_size)
-    check_adapter_arguments(adapter_args, model_args, training_args, config.model_type)
+    adapter_folders = check_adapter_arguments(adapter_args, model_args, training_args, config.model_type)
     metric = load_metric(training_args.metric)
     if not data_args.preprocess_only:
         prepare_upload(training_args, run_args)
@@ -108,7 +108,7 @@ def main(args: list[str] | None = None) -> None:
     model, new_weights = load_model(AutoModelForMaskedLM, config, model_args, tokenizer)
 
     # Adapter: with --train_adapter, only the adapter is trained
-    adapter = add_adapter(model, new_weights, adapter_args, model_args, data_args)
+    adapter = add_adapter(model, new_weights, adapter_args, adapter_folders, model_args, data_args)
 
     # Loss: summed over the targets, where alone the vocabulary head runs
     use_summed_loss(model, shift=False, label_smoothing=training_args.label_smoothing_factor)

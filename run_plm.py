@@ -89,7 +89,7 @@ def main(args: list[str] | None = None) -> None:
         raise UsageError(f"--max_span_length {plm_args.max_span_length} is more than an example has tokens: give less")
     checkpoint = None if data_args.preprocess_only else find_checkpoint(training_args)
     config = load_config(model_args, AutoModelForCausalLM, PERMUTATION_MODELS, data_args.block_size)
-    check_adapter_arguments(adapter_args, model_args, training_args, config.model_type)
+    adapter_folders = check_adapter_arguments(adapter_args, model_args, training_args, config.model_type)
     metric = load_metric(training_args.metric)
     if not data_args.preprocess_only:
         prepare_upload(training_args, run_args)
@@ -130,7 +130,7 @@ def main(args: list[str] | None = None) -> None:
     model, new_weights = load_model(AutoModelForCausalLM, config, model_args, tokenizer)
 
     # Adapter: with --train_adapter, only the adapter is trained
-    adapter = add_adapter(model, new_weights, adapter_args, model_args, data_args)
+    adapter = add_adapter(model, new_weights, adapter_args, adapter_folders, model_args, data_args)
 
     # Loss: summed over the targets, where alone the query stream and the vocabulary head run
     use_factorization_order(model)

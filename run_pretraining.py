@@ -157,7 +157,7 @@ def main(args: list[str] | None = None) -> None:
     best = training_args.metric_for_best_model or ""
     if best.removeprefix("eval_").split("_")[0] in ("mlm", task, "accuracy"):
         raise UsageError(f"--metric_for_best_model {best}: Trainer knows eval_loss, the sum of both; use that")
-    check_adapter_arguments(adapter_args, model_args, training_args, config.model_type)
+    adapter_folders = check_adapter_arguments(adapter_args, model_args, training_args, config.model_type)
     metric = load_metric(training_args.metric)
     if not data_args.preprocess_only:
         prepare_upload(training_args, run_args)
@@ -233,7 +233,7 @@ def main(args: list[str] | None = None) -> None:
     model, new_weights = load_model(AutoModelForPreTraining, config, model_args, tokenizer)
 
     # Adapter: with --train_adapter, only the adapter is trained
-    adapter = add_adapter(model, new_weights, adapter_args, model_args, data_args)
+    adapter = add_adapter(model, new_weights, adapter_args, adapter_folders, model_args, data_args)
 
     # Loss: both are summed over their targets; the vocabulary head runs at the masked tokens only
     use_summed_loss(model, shift=False, label_smoothing=training_args.label_smoothing_factor)

@@ -72,7 +72,7 @@ from utils.examples.permutation_collator import PermutationLMCollator
 from utils.models.adapters import Adapter, add_adapter
 from utils.models.attention import use_maskless_attention
 from utils.models.factorization_order import use_factorization_order
-from utils.models.loading import _use_fast_gelu
+from utils.models.fast_gelu import use_fast_gelu
 from utils.models.losses import use_summed_loss
 from utils.tokens.token_store import TokenStore
 from utils.tokens.tokenizer import special_token_affixes
@@ -257,7 +257,7 @@ def causal_lm(flags: argparse.Namespace, folder: Path) -> Contest:
 
     def ours(num_eval_blocks: int = flags.eval_blocks) -> LMTrainer:
         model = new_model()
-        _use_fast_gelu(model)  # as load_model does
+        use_fast_gelu(model)  # as load_model does
         adapter = our_adapter(model, flags)
         use_summed_loss(model, shift=True)
         use_maskless_attention(model)
@@ -301,7 +301,7 @@ def masked_lm(flags: argparse.Namespace, folder: Path, name: str) -> Contest:
 
     def ours() -> LMTrainer:
         model = new_model()
-        _use_fast_gelu(model)  # as load_model does
+        use_fast_gelu(model)  # as load_model does
         adapter = our_adapter(model, flags)
         use_summed_loss(model, shift=False)
         return LMTrainer(
@@ -393,7 +393,7 @@ def our_adapter(model: PreTrainedModel, flags: argparse.Namespace) -> Adapter | 
     set_seed(flags.seed)
     adapter_args = AdapterArguments(train_adapter=True, adapter_config=flags.adapter, adapter_name="measured")
     model_args = ModelArguments(model_type=model.config.model_type, train_tokenizer="bpe")
-    return add_adapter(model, [], adapter_args, model_args, DataArguments(dataset_name="none"))
+    return add_adapter(model, [], adapter_args, {}, model_args, DataArguments(dataset_name="none"))
 
 
 def with_adapter(model: PreTrainedModel, flags: argparse.Namespace) -> PreTrainedModel:

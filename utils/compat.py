@@ -24,12 +24,8 @@ from transformers.integrations import TensorBoardCallback
 TRANSFORMERS_5 = int(transformers.__version__.split(".")[0]) >= 5
 
 if TRANSFORMERS_5:
-    import datasets
-    from huggingface_hub import HfApi
     from transformers.integrations.integration_utils import default_logdir
     from transformers.integrations.liger import apply_liger_kernel
-
-    from utils.hub.errors import is_network_error
 
     # The newest `adapters`, 1.3.0, cannot be imported together with transformers 5.
     NO_ADAPTERS_REASON = (
@@ -132,21 +128,6 @@ if TRANSFORMERS_5:
                     activation_checkpointing_kwargs=options or None,
                 )
 
-    def dataset_repository(name: str, token: str | None, cache_dir: str | None) -> str:
-        """The name with its owner: huggingface_hub 2, which goes with 5, cannot read files by old names as wikitext.
-
-        The hub knows which name that is now; without a network, the cache does.
-        """
-        if "/" in name or Path(name).exists():
-            return name
-        try:
-            return HfApi(token=token).dataset_info(name).id
-        except Exception as error:
-            if not is_network_error(error):
-                raise
-        cached = list(Path(cache_dir or datasets.config.HF_DATASETS_CACHE).glob(f"*___{name}"))
-        return cached[0].name.replace("___", "/") if len(cached) == 1 else name
-
 else:
     NO_ADAPTERS_REASON = None
 
@@ -175,10 +156,6 @@ else:
                 options["find_unused_parameters"] = not self.model.is_gradient_checkpointing
             options = {name: value for name, value in options.items() if value is not None}
             self.accelerator.ddp_handler = DistributedDataParallelKwargs(**options)
-
-    def dataset_repository(name: str, token: str | None, cache_dir: str | None) -> str:
-        """Names without an owner, such as wikitext, are redirected by the hub."""
-        return name
 
     class TokenizersBackend(PreTrainedTokenizerFast):
         """5's name for this class, found in tokenizers that 5 saved."""

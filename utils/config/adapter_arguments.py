@@ -66,7 +66,6 @@ class AdapterArguments:
             f"weights, in the folder {MERGED_FOLDER} of the output, for use without the library."
         },
     )
-    folders: dict[str, str] = field(default_factory=dict, init=False, repr=False)  # of what is loaded, by the flag
 
     def __post_init__(self):
         for name in ("load_adapter", "load_lang_adapter", "lang_adapter_config", "adapter_name"):

@@ -1,1 +1,1 @@
-"""The Hugging Face Hub: names, errors and uploads."""
+"""The Hugging Face Hub: dataset names, errors and uploads."""

@@ -3,7 +3,8 @@
 from utils.config.adapter_arguments import AdapterArguments
 from utils.config.data_arguments import DataArguments
 from utils.config.model_arguments import ModelArguments
-from utils.models.adapters import save_merged_model, usage_snippet
+from utils.models.adapter_saving import save_merged_model
+from utils.models.adapter_usage import usage_snippet
 from utils.reports.loss_plot import plot_losses
 from utils.reports.model_card import write_model_card
 from utils.reports.summary import print_summary

@@ -13,11 +13,11 @@ import datasets
 import pyarrow as pa
 from datasets import Dataset, DatasetDict
 
-from utils.compat import dataset_repository
 from utils.config.data_arguments import DataArguments
 from utils.config.training_arguments import LMTrainingArguments
 from utils.errors import UsageError
 from utils.fingerprint import fingerprint
+from utils.hub.dataset_names import full_dataset_name
 from utils.hub.errors import explain_hub_error
 from utils.text.document_stream import DocumentStream
 from utils.text.text_files import PIECE_SIZE, files_fingerprint, find_files, load_files
@@ -176,7 +176,7 @@ def _load_named(
 ) -> dict[str, Dataset | DocumentStream]:
     name = data_args.dataset_name
     try:
-        repository = dataset_repository(name, token, cache_dir)
+        repository = full_dataset_name(name, token, cache_dir)
         options = {"cache_dir": cache_dir, "token": token, "revision": data_args.dataset_revision}
         if not data_args.streaming:
             return datasets.load_dataset(repository, data_args.dataset_config_name, **options)

@@ -15,7 +15,7 @@ from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer_callback import ExportableState, TrainerState
 
 from utils.errors import UsageError
-from utils.models.adapters import load_saved_adapter
+from utils.models.adapter_saving import load_saved_adapter
 from utils.training.checkpoint_files import (
     describe_write_error,
     find_corruption,

@@ -14,7 +14,8 @@ from utils.errors import UsageError
 from utils.examples.base import Examples
 from utils.examples.stream_loader import StreamLoader
 from utils.hub.upload import CheckpointUploads, upload_results
-from utils.models.adapters import Adapter, GradientCheck, save_adapter
+from utils.models.adapter_saving import save_adapter
+from utils.models.adapters import Adapter, GradientCheck
 from utils.training.batch_sampler import EpochBatches
 from utils.training.dataloaders import TrainingLoader, no_worker_left_behind
 from utils.training.evaluation import evaluation_metrics, score_dataset
