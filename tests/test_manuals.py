@@ -234,7 +234,6 @@ def test_streamed_from_the_hub(stocked_hub, tmp_path):
     assert streamed["eval_loss"] == pytest.approx(whole["eval_loss"], abs=1e-6)
 
 
-def test_the_readme_has_each_script():
-    """The table of old commands."""
-    table = (ROOT / "README.md").read_text().split("## Old commands")[1].split("\n## ")[0]
-    assert all(script in table for script in SCRIPTS)
+def test_the_page_on_migrating_has_each_script():
+    text = (ROOT / "docs" / "migrating.md").read_text()
+    assert all(script in text for script in SCRIPTS)
