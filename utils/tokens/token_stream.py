@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.environment import local_world_size
 from utils.errors import UsageError
 from utils.text.document_stream import DocumentStream
 from utils.tokens.encoder import Encoded, Encoder, map_in_threads
@@ -215,4 +216,4 @@ def _documents_of(encoded: Encoded) -> list[Document]:
 def num_threads(num_workers: int | None) -> int:
     """So many as asked for, or else this process's share of the cores."""
     cores = len(os.sched_getaffinity(0))
-    return num_workers or max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1)
+    return num_workers or max(cores // (local_world_size() or 1), 1)

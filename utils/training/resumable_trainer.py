@@ -12,6 +12,7 @@ from transformers.trainer_callback import ExportableState, TrainerCallback
 
 from utils.compat import CompatTrainer
 from utils.config.training_arguments import LMTrainingArguments
+from utils.environment import temporary_environment
 from utils.errors import EarlyEnd, UsageError
 from utils.training.batch_sampler import EpochBatches, TrainingLoader
 from utils.training.checkpoint_files import (
@@ -72,6 +73,10 @@ class ResumableTrainer(CompatTrainer):
         self._resumed_from: str | None = None
         self._evaluation_is_due = False
         self.add_callback(DueEvaluation(self))
+
+    def create_accelerator_and_postprocess(self) -> None:
+        with temporary_environment(**self.args.accelerate_environment):
+            super().create_accelerator_and_postprocess()
 
     # Training
 
