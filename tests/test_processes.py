@@ -72,7 +72,7 @@ def note_kind(trainer, model, *args, **kwargs):
 LMTrainer.create_accelerator_and_postprocess = create_accelerator_on_cpu
 LMTrainer.get_batch_samples, LMTrainer.compute_loss = note_batches, note_kind
 token_store._build = build_slowly
-training_arguments.LMTrainingArguments._choose_fsdp = lambda self: None
+training_arguments.LMTrainingArguments._check_fsdp = lambda self: None
 torch.cpu._is_avx512_bf16_supported = lambda: True  # slow elsewhere, but it works
 for name, script, flags in json.loads((folder / "runs.json").read_text()):
     AcceleratorState._reset_state()

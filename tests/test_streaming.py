@@ -480,7 +480,7 @@ def test_a_stream_that_breaks_off(tmp_path, run, checkpoint, common_args, monkey
     step = int(checkpoint_of_the_end.name.removeprefix("checkpoint-"))
     assert 0 < step < 25
     assert any(f"network cannot be reached; step {step} is saved in" in line for line in lines)
-    assert any("to go on: " in line for line in lines)
+    assert any("to resume: " in line for line in lines)
 
     monkeypatch.setattr(DocumentStream, "read", read)
     run(tmp_path / "out", *common)

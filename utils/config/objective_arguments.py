@@ -1,4 +1,4 @@
-"""Flags that several objectives share."""
+"""Flags that several scripts share."""
 
 from dataclasses import dataclass, field
 
@@ -9,22 +9,22 @@ from utils.errors import UsageError
 
 @dataclass
 class MaskingArguments:
-    """How tokens are masked, in the scripts that train masked models."""
+    """How tokens are masked."""
 
     mlm_probability: float = field(
-        default=0.15, metadata={"help": "Share of the tokens that are masked, and predicted. Default: 0.15, BERT's."}
+        default=0.15, metadata={"help": "Share of the tokens that are masked and predicted; 0.15 is BERT's."}
     )
     mask_replace_prob: float = field(
         default=0.8,
-        metadata={"help": "Share of the masked tokens that the model sees as the mask token. Default: 0.8."},
+        metadata={"help": "Share of the masked tokens that are replaced by the mask token."},
     )
     random_replace_prob: float = field(
         default=0.1,
-        metadata={"help": "Share that it sees as a random token; the rest it sees as they are. Default: 0.1."},
+        metadata={"help": "Share of the masked tokens that are replaced by random tokens."},
     )
     whole_word_mask: bool = field(
         default=False,
-        metadata={"help": "Mask all tokens of a word or none. What a word is, the tokenizer says."},
+        metadata={"help": "Mask all tokens of a word or none; the tokenizer defines the words."},
     )
 
     def __post_init__(self):
@@ -42,18 +42,18 @@ class MaskingArguments:
 
 @dataclass
 class LineByLineArguments:
-    """The flags of the scripts that make DocumentBlocks on request."""
+    """Whether an example is a document or a block full of text."""
 
     line_by_line: bool = field(
         default=False,
         metadata={
-            "help": "One example for each document (each line of a .txt file, without its line end unless "
-            "--keep_linebreaks true), cut at --max_seq_length, instead of blocks full of text."
+            "help": "Use one example per document (per line of a .txt file, without line breaks unless "
+            "--keep_linebreaks true), cut at --block_size, instead of full blocks."
         },
     )
 
     def apply_defaults(self, data_args: DataArguments, training_args: LMTrainingArguments, run_args: dict) -> None:
-        """Refuse what packed blocks have no use for; line by line, leave line ends out unless they were asked for.
+        """Refuse --group_by_length for packed blocks; line by line, drop line breaks unless they were asked for.
 
         Args:
             run_args: the flags that were given, from `parse_arguments`.

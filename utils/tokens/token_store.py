@@ -20,6 +20,7 @@ from torch.distributed import TCPStore
 from transformers import PreTrainedTokenizerBase
 
 from utils.config.data_arguments import DataArguments
+from utils.environment import local_world_size, master_address, master_port, world_size
 from utils.errors import UsageError
 from utils.fingerprint import code_fingerprint, fingerprint
 from utils.progress import progress
@@ -249,10 +250,10 @@ def _build(
 
 def _this_job() -> str:
     """One name for all processes of a job, on all its machines: what --overwrite_cache builds once for."""
-    num_processes = int(os.environ.get("WORLD_SIZE", 1))
+    num_processes = world_size()
     if num_processes == 1:
         return f"{socket.gethostname()}.{os.getpid()}.{next(_BUILD_NUMBERS)}"
-    if num_processes == int(os.environ.get("LOCAL_WORLD_SIZE", num_processes)):
+    if num_processes == (local_world_size() or num_processes):
         return f"{socket.gethostname()}.{os.getppid()}"
     return _name_of_job_on_many_machines()
 
@@ -260,7 +261,7 @@ def _this_job() -> str:
 @functools.cache
 def _name_of_job_on_many_machines() -> str:
     """The first process to ask makes it up, and leaves it in the store where the processes have found each other."""
-    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    store = TCPStore(master_address(), master_port(), is_master=False)
     return store.compare_set("language_modeling/job", "", uuid.uuid4().hex).decode()
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils import rng
+from utils.environment import local_world_size
 from utils.errors import UsageError
 from utils.text.document_stream import DocumentStream
 from utils.tokens.encoder import Encoded, Encoder, map_in_threads
@@ -213,4 +214,4 @@ def _documents_of(encoded: Encoded) -> list[Document]:
 def num_threads(num_workers: int | None) -> int:
     """`num_workers`, or by default this process's share of the cores."""
     cores = len(os.sched_getaffinity(0))
-    return num_workers or max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1)
+    return num_workers or max(cores // (local_world_size() or 1), 1)

@@ -66,7 +66,7 @@ class TrainingLoop(CompatTrainer):
 
     def create_accelerator_and_postprocess(self) -> None:
         """As Trainer's, with the environment variables that `accelerate` reads set during this call."""
-        with temporary_environment(**getattr(self.args, "accelerate_environment", {})):
+        with temporary_environment(**self.args.accelerate_environment):
             super().create_accelerator_and_postprocess()
 
     # The run
