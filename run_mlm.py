@@ -3,7 +3,7 @@
     python run_mlm.py --model_name_or_path roberta-base --train_file train.txt --validation_file validation.txt \
         --per_device_train_batch_size 8 --output_dir outputs/roberta
 
-The loss is the negative log-likelihood of the tokens that were masked, given all others of their example, in nats.
+The loss is the negative log-likelihood of the masked tokens given the other tokens of their example, in nats.
 """
 
 import dataclasses
@@ -11,32 +11,23 @@ from dataclasses import dataclass
 
 from transformers import AutoModelForMaskedLM, set_seed
 
-from utils.config.adapter_arguments import AdapterArguments
-from utils.config.data_arguments import DataArguments
+from utils.config import AdapterArguments, DataArguments, LMTrainingArguments, ModelArguments
 from utils.config.entry_point import entry_point
-from utils.config.model_arguments import ModelArguments
 from utils.config.objective_arguments import LineByLineArguments, MaskingArguments
 from utils.config.parser import parse_arguments
-from utils.config.training_arguments import LMTrainingArguments
+from utils.examples import make_blocks
 from utils.examples.document_blocks import DocumentBlocks
 from utils.examples.masked_collator import MaskedLMCollator
 from utils.examples.packed import PackedBlocksWithSpecialTokens, require_one_block
-from utils.examples.streaming import make_blocks
-from utils.hub.upload import prepare_upload
-from utils.models.adapter_checks import check_adapter_arguments
-from utils.models.adapters import add_adapter
-from utils.models.config import default_block_size, load_config
-from utils.models.loading import load_model
-from utils.models.losses import use_summed_loss
+from utils.hub import prepare_upload
+from utils.models import add_adapter, check_adapter_arguments, load_config, load_model, use_summed_loss
+from utils.models.config import default_block_size
 from utils.models.model_types import MASKED_MODELS
-from utils.reports.report import write_report
-from utils.reports.summary import print_counts
-from utils.text.corpus import load_corpus
-from utils.tokens.token_store import tokenize_documents
-from utils.tokens.tokenizer import load_tokenizer, special_token_affixes
-from utils.training.metric import load_metric
-from utils.training.output_dir import find_checkpoint
-from utils.training.trainer import LMTrainer
+from utils.reports import ModelCardText, print_counts, write_report
+from utils.text import load_corpus
+from utils.tokens import load_tokenizer, tokenize_documents
+from utils.tokens.tokenizer import special_token_affixes
+from utils.training import LMTrainer, find_checkpoint, load_metric
 
 
 @dataclass
@@ -44,12 +35,16 @@ class MaskedLMArguments(LineByLineArguments, MaskingArguments):
     """The flags of this script: how tokens are masked, and what an example is."""
 
 
-OBJECTIVE = "The loss is the mean negative log-likelihood of the masked tokens, given all others of their example."
-SNIPPET = """from transformers import pipeline
+MODEL_CARD = ModelCardText(
+    auto_class=AutoModelForMaskedLM,
+    task="fill-mask",
+    objective="The loss is the mean negative log-likelihood of the masked tokens, given the others of their example.",
+    snippet="""from transformers import pipeline
 
 fill_mask = pipeline("fill-mask", model="{model}")
 for guess in fill_mask("The {mask} is here."):
-    print(guess["score"], guess["sequence"])"""
+    print(guess["score"], guess["sequence"])""",
+)
 
 
 def document_text(row: dict) -> str | None:
@@ -64,12 +59,11 @@ def main(args: list[str] | None = None) -> None:
         ModelArguments, DataArguments, MaskedLMArguments, AdapterArguments, LMTrainingArguments, args=args
     )
     mlm_args.apply_defaults(data_args, training_args, run_args)
-    checkpoint = None if data_args.preprocess_only else find_checkpoint(training_args)
+    checkpoint = find_checkpoint(training_args, data_args)
     config = load_config(model_args, AutoModelForMaskedLM, MASKED_MODELS, data_args.block_size)
     adapter_folders = check_adapter_arguments(adapter_args, model_args, training_args, config.model_type)
     metric = load_metric(training_args.metric)
-    if not data_args.preprocess_only:
-        prepare_upload(training_args, run_args)
+    prepare_upload(training_args, data_args, run_args)
     set_seed(training_args.seed)
 
     # Corpus: documents to train on and to evaluate on
@@ -78,9 +72,9 @@ def main(args: list[str] | None = None) -> None:
     # Tokenizer
     tokenizer = load_tokenizer(model_args, raw_datasets.get("train"), document_text, for_masks=True)
 
-    # Blocks: every token of the corpus, in order, between the special tokens of the model; or one line each
+    # Blocks: every token of the corpus, in order, between the model's special tokens; or one document per example
     block_size = data_args.block_size or default_block_size(config, tokenizer.model_max_length)
-    max_samples = {"train": data_args.max_train_samples, "validation": data_args.max_eval_samples}
+    blocks_class = DocumentBlocks if mlm_args.line_by_line else PackedBlocksWithSpecialTokens
     blocks = {}
     for split, documents in raw_datasets.items():
         tokens = tokenize_documents(
@@ -91,18 +85,15 @@ def main(args: list[str] | None = None) -> None:
             cache_dir=model_args.cache_dir,
             description=split,
             add_special_tokens=False,
-            num_tokens_needed=None if max_samples[split] is None else max_samples[split] * block_size,
             with_word_starts=mlm_args.whole_word_mask,
+            num_tokens_needed=data_args.tokens_needed(split, block_size),
         )
-        blocks_class = DocumentBlocks if mlm_args.line_by_line else PackedBlocksWithSpecialTokens
-        blocks[split] = make_blocks(
-            blocks_class, tokens, block_size, special_token_affixes(tokenizer), max_samples[split]
-        )
-    if training_args.do_eval and not mlm_args.line_by_line:
-        require_one_block(blocks["validation"])
+        affixes, max_samples = special_token_affixes(tokenizer), data_args.max_samples(split)
+        blocks[split] = make_blocks(blocks_class, tokens, block_size, affixes, max_samples)
+    if not mlm_args.line_by_line:
+        require_one_block(blocks.get("validation"))
     if data_args.preprocess_only:
-        print_counts(blocks, training_args)
-        return
+        return print_counts(blocks, training_args)
 
     # Model
     model, new_weights = load_model(AutoModelForMaskedLM, config, model_args, tokenizer)
@@ -110,10 +101,10 @@ def main(args: list[str] | None = None) -> None:
     # Adapter: with --train_adapter, only the adapter is trained
     adapter = add_adapter(model, new_weights, adapter_args, adapter_folders, model_args, data_args)
 
-    # Loss: summed over the targets, where alone the vocabulary head runs
+    # Loss: summed over the targets; the vocabulary head runs at the targets only
     use_summed_loss(model, shift=False, label_smoothing=training_args.label_smoothing_factor)
 
-    # Collator: some tokens are masked, and are the targets; which ones, seed, epoch and example decide
+    # Collator: masks are a function of seed, epoch and example
     data_collator = MaskedLMCollator(
         tokenizer,
         seed=training_args.seed,
@@ -152,23 +143,12 @@ def main(args: list[str] | None = None) -> None:
         trainer.save_metrics("eval", metrics)
         results |= metrics
 
-    # Report: model card, plot, summary, upload
-    write_report(
-        trainer,
-        AutoModelForMaskedLM,
-        model_args,
-        data_args,
-        adapter_args,
-        results,
-        task="fill-mask",
-        objective=OBJECTIVE,
-        snippet=SNIPPET.replace("{mask}", tokenizer.mask_token),
-        settings=dataclasses.asdict(mlm_args),
-    )
+    # Report: model card, loss plot, summary and upload
+    settings = dataclasses.asdict(mlm_args)
+    write_report(trainer, MODEL_CARD, model_args, data_args, adapter_args, results, settings)
 
 
-def _mp_fn(index: int) -> None:
-    """For spawners that give each process its index, such as torch_xla's."""
+def _mp_fn(index: int) -> None:  # for launchers that pass an index to each process, such as torch_xla's
     main()
 
 

@@ -12,47 +12,37 @@ from dataclasses import dataclass, field
 
 from transformers import AutoModelForCausalLM, set_seed
 
-from utils.config.adapter_arguments import AdapterArguments
-from utils.config.data_arguments import DataArguments
+from utils.config import AdapterArguments, DataArguments, LMTrainingArguments, ModelArguments
 from utils.config.entry_point import entry_point
-from utils.config.model_arguments import ModelArguments
 from utils.config.objective_arguments import LineByLineArguments
 from utils.config.parser import parse_arguments
-from utils.config.training_arguments import LMTrainingArguments
 from utils.errors import UsageError
+from utils.examples import make_blocks
 from utils.examples.document_blocks import DocumentBlocks
 from utils.examples.packed import PackedBlocksWithSpecialTokens, require_one_block
 from utils.examples.permutation_collator import PermutationLMCollator
-from utils.examples.streaming import make_blocks
-from utils.hub.upload import prepare_upload
-from utils.models.adapter_checks import check_adapter_arguments
-from utils.models.adapters import add_adapter
-from utils.models.config import default_block_size, load_config
+from utils.hub import prepare_upload
+from utils.models import add_adapter, check_adapter_arguments, load_config, load_model, use_summed_loss
+from utils.models.config import default_block_size
 from utils.models.factorization_order import use_factorization_order
-from utils.models.loading import load_model
-from utils.models.losses import use_summed_loss
 from utils.models.model_types import PERMUTATION_MODELS
-from utils.reports.report import write_report
-from utils.reports.summary import print_counts
-from utils.text.corpus import load_corpus
-from utils.tokens.token_store import tokenize_documents
-from utils.tokens.tokenizer import load_tokenizer, special_token_affixes
-from utils.training.metric import load_metric
-from utils.training.output_dir import find_checkpoint
-from utils.training.trainer import LMTrainer
+from utils.reports import ModelCardText, print_counts, write_report
+from utils.text import load_corpus
+from utils.tokens import load_tokenizer, tokenize_documents
+from utils.tokens.tokenizer import special_token_affixes
+from utils.training import LMTrainer, find_checkpoint, load_metric
 
 
 @dataclass
 class PermutationLMArguments(LineByLineArguments):
-    """The flags of this script alone."""
+    """The flags of this script: which tokens are predicted, and what an example is."""
 
     plm_probability: float = field(
         default=1 / 6,
-        metadata={"help": "Share of the tokens that are predicted. Default: 1/6, XLNet's. All others are context."},
+        metadata={"help": "Share of the tokens that are predicted; the others are context. 1/6 is XLNet's."},
     )
     max_span_length: int = field(
-        default=5,
-        metadata={"help": "The predicted tokens lie in spans of 1 to so many neighbours. Default: 5, XLNet's."},
+        default=5, metadata={"help": "Predicted tokens come in spans of 1 to N neighbors; 5 is XLNet's."}
     )
 
     def __post_init__(self):
@@ -62,15 +52,17 @@ class PermutationLMArguments(LineByLineArguments):
             raise UsageError(f"--max_span_length {self.max_span_length}: give 1 or more")
 
 
-MOST_TOKENS = 512  # of an example, unless --max_seq_length says otherwise: XLNet has no limit of its own
-OBJECTIVE = (
-    "The loss is the mean negative log-likelihood of the predicted tokens, each given the tokens of its example that "
-    "are not predicted and the predicted ones before it in a random order; the perplexity is its exponential."
-)
-SNIPPET = """from transformers import pipeline
+DEFAULT_BLOCK_SIZE = 512  # XLNet has no limit of its own
+MODEL_CARD = ModelCardText(
+    auto_class=AutoModelForCausalLM,
+    task="text-generation",
+    objective="The loss is the mean negative log-likelihood of the predicted tokens, each given the tokens of its "
+    "example that are not predicted and the predicted ones before it in a random order.",
+    snippet="""from transformers import pipeline
 
 generator = pipeline("text-generation", model="{model}")
-print(generator("Once upon a time", max_new_tokens=40)[0]["generated_text"])"""
+print(generator("Once upon a time", max_new_tokens=40)[0]["generated_text"])""",
+)
 
 
 def document_text(row: dict) -> str | None:
@@ -85,14 +77,13 @@ def main(args: list[str] | None = None) -> None:
         ModelArguments, DataArguments, PermutationLMArguments, AdapterArguments, LMTrainingArguments, args=args
     )
     plm_args.apply_defaults(data_args, training_args, run_args)
-    if plm_args.max_span_length > (data_args.block_size or MOST_TOKENS):
-        raise UsageError(f"--max_span_length {plm_args.max_span_length} is more than an example has tokens: give less")
-    checkpoint = None if data_args.preprocess_only else find_checkpoint(training_args)
+    if plm_args.max_span_length > (data_args.block_size or DEFAULT_BLOCK_SIZE):
+        raise UsageError(f"--max_span_length {plm_args.max_span_length} is longer than an example: give less")
+    checkpoint = find_checkpoint(training_args, data_args)
     config = load_config(model_args, AutoModelForCausalLM, PERMUTATION_MODELS, data_args.block_size)
     adapter_folders = check_adapter_arguments(adapter_args, model_args, training_args, config.model_type)
     metric = load_metric(training_args.metric)
-    if not data_args.preprocess_only:
-        prepare_upload(training_args, run_args)
+    prepare_upload(training_args, data_args, run_args)
     set_seed(training_args.seed)
 
     # Corpus: documents to train on and to evaluate on
@@ -101,9 +92,9 @@ def main(args: list[str] | None = None) -> None:
     # Tokenizer
     tokenizer = load_tokenizer(model_args, raw_datasets.get("train"), document_text, for_masks=True)
 
-    # Blocks: every token of the corpus, in order, between the special tokens of the model; or one line each
-    block_size = data_args.block_size or default_block_size(config, tokenizer.model_max_length, most=MOST_TOKENS)
-    max_samples = {"train": data_args.max_train_samples, "validation": data_args.max_eval_samples}
+    # Blocks: every token of the corpus, in order, between the model's special tokens; or one document per example
+    block_size = data_args.block_size or default_block_size(config, tokenizer.model_max_length, DEFAULT_BLOCK_SIZE)
+    blocks_class = DocumentBlocks if plm_args.line_by_line else PackedBlocksWithSpecialTokens
     blocks = {}
     for split, documents in raw_datasets.items():
         tokens = tokenize_documents(
@@ -114,17 +105,14 @@ def main(args: list[str] | None = None) -> None:
             cache_dir=model_args.cache_dir,
             description=split,
             add_special_tokens=False,
-            num_tokens_needed=None if max_samples[split] is None else max_samples[split] * block_size,
+            num_tokens_needed=data_args.tokens_needed(split, block_size),
         )
-        blocks_class = DocumentBlocks if plm_args.line_by_line else PackedBlocksWithSpecialTokens
-        blocks[split] = make_blocks(
-            blocks_class, tokens, block_size, special_token_affixes(tokenizer), max_samples[split]
-        )
-    if training_args.do_eval and not plm_args.line_by_line:
-        require_one_block(blocks["validation"])
+        affixes, max_samples = special_token_affixes(tokenizer), data_args.max_samples(split)
+        blocks[split] = make_blocks(blocks_class, tokens, block_size, affixes, max_samples)
+    if not plm_args.line_by_line:
+        require_one_block(blocks.get("validation"))
     if data_args.preprocess_only:
-        print_counts(blocks, training_args)
-        return
+        return print_counts(blocks, training_args)
 
     # Model
     model, new_weights = load_model(AutoModelForCausalLM, config, model_args, tokenizer)
@@ -132,11 +120,11 @@ def main(args: list[str] | None = None) -> None:
     # Adapter: with --train_adapter, only the adapter is trained
     adapter = add_adapter(model, new_weights, adapter_args, adapter_folders, model_args, data_args)
 
-    # Loss: summed over the targets, where alone the query stream and the vocabulary head run
+    # Loss: summed over the targets; the query stream and the vocabulary head run at the targets only
     use_factorization_order(model)
     use_summed_loss(model, shift=False, label_smoothing=training_args.label_smoothing_factor)
 
-    # Collator: some tokens are the targets, predicted in a random order; seed, epoch and example decide about both
+    # Collator: targets and their order are a function of seed, epoch and example
     data_collator = PermutationLMCollator(
         tokenizer,
         seed=training_args.seed,
@@ -173,23 +161,12 @@ def main(args: list[str] | None = None) -> None:
         trainer.save_metrics("eval", metrics)
         results |= metrics
 
-    # Report: model card, plot, summary, upload
-    write_report(
-        trainer,
-        AutoModelForCausalLM,
-        model_args,
-        data_args,
-        adapter_args,
-        results,
-        task="text-generation",
-        objective=OBJECTIVE,
-        snippet=SNIPPET,
-        settings=dataclasses.asdict(plm_args),
-    )
+    # Report: model card, loss plot, summary and upload
+    settings = dataclasses.asdict(plm_args)
+    write_report(trainer, MODEL_CARD, model_args, data_args, adapter_args, results, settings)
 
 
-def _mp_fn(index: int) -> None:
-    """For spawners that give each process its index, such as torch_xla's."""
+def _mp_fn(index: int) -> None:  # for launchers that pass an index to each process, such as torch_xla's
     main()
 
 

@@ -137,3 +137,12 @@ class DataArguments:
         for name in ("max_train_samples", "max_eval_samples", "preprocessing_num_workers"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UsageError(f"--{name} {getattr(self, name)}: give 1 or more, or leave it out")
+
+    def max_samples(self, split: str) -> int | None:
+        """`--max_train_samples` or `--max_eval_samples`."""
+        return self.max_train_samples if split == "train" else self.max_eval_samples
+
+    def tokens_needed(self, split: str, block_size: int) -> int | None:
+        """The tokens that `max_samples(split)` blocks hold; None for all."""
+        max_samples = self.max_samples(split)
+        return None if max_samples is None else max_samples * block_size

@@ -118,8 +118,10 @@ class PackedBlocksWithSpecialTokens(PackedBlocks):
         return example
 
 
-def require_one_block(blocks: PackedBlocks) -> None:
+def require_one_block(blocks: PackedBlocks | None) -> None:
     """Raise UsageError if the validation corpus does not fill one block: its metrics would be of a shorter context."""
+    if blocks is None:  # no evaluation
+        return
     num_tokens = len(blocks.store.tokens)
     if num_tokens < blocks.content_size:
         block_size = num_tokens + blocks.block_size - blocks.content_size

@@ -15,6 +15,7 @@ from huggingface_hub.utils import disable_progress_bars
 from transformers.trainer_callback import TrainerCallback
 from transformers.trainer_utils import HubStrategy
 
+from utils.config.data_arguments import DataArguments
 from utils.config.training_arguments import LMTrainingArguments
 from utils.errors import EarlyEnd, UsageError
 from utils.hub.errors import explain_hub_error
@@ -31,7 +32,7 @@ RESUMPTION_FILES = (
 )  # fmt: skip
 
 
-def prepare_upload(training_args: LMTrainingArguments, run_args: dict) -> None:
+def prepare_upload(training_args: LMTrainingArguments, data_args: DataArguments, run_args: dict) -> None:
     """With `--push_to_hub`: check that the repository can be written to, before anything expensive.
 
     The first process creates the repository if necessary, private with `--hub_private_repo`, and writes nothing into
@@ -43,6 +44,8 @@ def prepare_upload(training_args: LMTrainingArguments, run_args: dict) -> None:
     Raises:
         UsageError: an invalid repository name, a missing or wrong token, no write access, no network.
     """
+    if data_args.preprocess_only:
+        return
     if not training_args.push_to_hub:
         unused = [flag for flag in run_args if flag.startswith("hub_")]
         unused += ["hub_token"] if training_args.hub_token else []

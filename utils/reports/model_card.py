@@ -2,6 +2,7 @@
 
 import math
 import platform
+from dataclasses import dataclass
 from pathlib import Path
 
 import accelerate
@@ -14,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_downloa
 
 from utils.config.data_arguments import DataArguments
 from utils.config.model_arguments import ModelArguments
+from utils.models.adapter_usage import usage_snippet
 from utils.training.trainer import LMTrainer
 
 
@@ -24,23 +26,36 @@ SHOWN_ARGUMENTS = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class ModelCardText:
+    """What the model card says about an objective.
+
+    Attributes:
+        auto_class: loads the model, e.g. AutoModelForCausalLM.
+        task: the Hub's task tag, e.g. text-generation.
+        objective: a sentence that says what the loss is, and so what the perplexity means.
+        snippet: Python code that uses the model, with `{model}` for its name and `{mask}` for the mask token. An
+            adapter has a snippet of its own.
+    """
+
+    auto_class: type
+    task: str
+    objective: str
+    snippet: str
+
+
 def write_model_card(
     trainer: LMTrainer,
+    card_text: ModelCardText,
     model_args: ModelArguments,
     data_args: DataArguments,
     results: dict[str, float],
-    task: str,
-    objective: str,
-    snippet: str,
     settings: dict,
 ) -> None:
     """Write README.md, the model card, next to the saved model.
 
     Args:
         results: the contents of all_results.json.
-        task: the Hub's task tag, e.g. text-generation.
-        objective: a sentence that says what the loss is, and so what the perplexity means.
-        snippet: Python code that uses the model, with `{model}` for its name.
         settings: hyperparameters of the objective.
     """
     args = trainer.args
@@ -58,7 +73,7 @@ def write_model_card(
         metrics |= {f"{loss}_loss": f"{loss.upper()} loss", f"{loss}_accuracy": f"{loss.upper()} accuracy"}
     eval_results = [
         EvalResult(
-            task_type=task,
+            task_type=card_text.task,
             dataset_type=hub_dataset or "text",
             dataset_name=corpus,
             dataset_config=data_args.dataset_config_name,
@@ -75,7 +90,7 @@ def write_model_card(
     metadata = ModelCardData(
         model_name=Path(name).name,
         library_name="transformers" if trainer.adapter is None else "adapters",
-        pipeline_tag=task,
+        pipeline_tag=card_text.task,
         tags=["generated-from-trainer", trainer.model.config.model_type],
         datasets=[hub_dataset] if hub_dataset else None,
         base_model=hub_name(model_args.model_name_or_path),
@@ -95,13 +110,16 @@ def write_model_card(
         "Python": platform.python_version(),
         **{module.__name__: module.__version__ for module in (torch, transformers, datasets, tokenizers, accelerate)},
     }
+    snippet = card_text.snippet.replace("{mask}", trainer.processing_class.mask_token or "")
+    if trainer.adapter is not None:
+        snippet = usage_snippet(trainer.adapter, trainer.model, card_text.auto_class, bool(args.push_to_hub))
     text = f"""---
 {metadata.to_yaml()}
 ---
 
 # {Path(name).name}
 
-{what}, {num_parameters:,} parameters, trained {preposition} {origin} on {corpus}. {objective}
+{what}, {num_parameters:,} parameters, trained {preposition} {origin} on {corpus}. {card_text.objective}
 
 ## Use
 

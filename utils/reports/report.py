@@ -4,24 +4,19 @@ from utils.config.adapter_arguments import AdapterArguments
 from utils.config.data_arguments import DataArguments
 from utils.config.model_arguments import ModelArguments
 from utils.models.adapter_saving import save_merged_model
-from utils.models.adapter_usage import usage_snippet
 from utils.reports.loss_plot import plot_losses
-from utils.reports.model_card import write_model_card
+from utils.reports.model_card import ModelCardText, write_model_card
 from utils.reports.summary import print_summary
 from utils.training.trainer import LMTrainer
 
 
 def write_report(
     trainer: LMTrainer,
-    auto_class: type,
+    card_text: ModelCardText,
     model_args: ModelArguments,
     data_args: DataArguments,
     adapter_args: AdapterArguments,
     results: dict[str, float],
-    *,
-    task: str,
-    objective: str,
-    snippet: str,
     settings: dict | None = None,
 ) -> None:
     """After training, save the trainer's state, loss.png and the model card; always print the summary.
@@ -29,11 +24,7 @@ def write_report(
     With `--merge_adapter`, the merged model is saved too; with `--push_to_hub`, the output folder is uploaded.
 
     Args:
-        auto_class: loads the model, e.g. AutoModelForCausalLM.
         results: all figures of training and evaluation.
-        task: the Hub's task tag, e.g. text-generation.
-        objective: a sentence that says what the loss is.
-        snippet: Python code that uses the model, with `{model}` for its name. An adapter has its own.
         settings: hyperparameters of the objective, for the model card.
     """
     args = trainer.args
@@ -41,10 +32,8 @@ def write_report(
         trainer.save_state()
     if trainer.is_world_process_zero():
         if args.do_train:
-            if trainer.adapter is not None:
-                snippet = usage_snippet(trainer.adapter, trainer.model, auto_class, args.push_to_hub)
             plot_losses(trainer.state.log_history, f"{args.output_dir}/loss.png")
-            write_model_card(trainer, model_args, data_args, results, task, objective, snippet, settings or {})
+            write_model_card(trainer, card_text, model_args, data_args, results, settings or {})
         if adapter_args.merge_adapter:
             save_merged_model(trainer.model, trainer.adapter, trainer.processing_class, args.output_dir)
         print_summary(results, args.output_dir)

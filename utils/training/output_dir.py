@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from utils.config.data_arguments import DataArguments
 from utils.config.training_arguments import LMTrainingArguments
 from utils.errors import UsageError
 from utils.training.checkpoint_files import UNFINISHED, find_corruption, remove, remove_leftovers
@@ -20,17 +21,19 @@ RESULTS = ("train_results.json", "eval_results.json", "all_results.json", "train
 STARTED = {RUN_ARGS, "runs"}  # left by a training run that was killed before its first checkpoint
 
 
-def find_checkpoint(training_args: LMTrainingArguments) -> str | None:
+def find_checkpoint(training_args: LMTrainingArguments, data_args: DataArguments) -> str | None:
     """Check the output folder, without changing anything in it, and find the checkpoint to resume from.
 
     Returns:
         `--resume_from_checkpoint` if given, else the newest intact checkpoint in the folder; None to start from the
-        beginning.
+        beginning, and with `--preprocess_only`, which writes nothing there.
 
     Raises:
         UsageError: the output folder is a file, not writable, or in use by something else; or the checkpoint does not
             exist or is corrupt.
     """
+    if data_args.preprocess_only:
+        return None
     folder = Path(training_args.output_dir)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--output_dir {folder} is a file: give a folder")
