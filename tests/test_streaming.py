@@ -79,7 +79,7 @@ def test_resumed_stream_ends_with_the_same_weights(tmp_path, run, checkpoint):
 
 
 def test_a_stream_that_breaks_off(tmp_path, run, checkpoint, common_args, monkeypatch, capsys):
-    """What was trained is saved, the run ends with 1, and the same command goes on as if nothing had been."""
+    """The training so far is saved, the exit code is 1, and the same command resumes as if nothing had happened."""
     monkeypatch.setattr(streaming, "WINDOW_TOKENS", 500)
     monkeypatch.setattr(stream_loader, "WINDOW_TOKENS", 500)
     monkeypatch.setattr(token_stream, "CHARACTERS_PER_TASK", 1000)

@@ -36,8 +36,8 @@ def pairs_of(tmp_path, masked_tokenizer):
 
 @pytest.mark.parametrize("task", ["nsp", "sop"])
 def test_twenty_thousand_pairs(task, pairs_of, masked_tokenizer):
-    """Half of them are negatives; a negative's B is of another document (nsp) or before its A (sop); a positive's
-    follows its A; none is too long. The lengths do not tell which it is."""
+    """Half of them are negatives, whose B is from another document (nsp) or before A (sop). The B of a positive
+    follows its A. None is too long. The lengths do not give the label away."""
     pairs = pairs_of(random_documents(400), 32, task)
     store = pairs.stores[0]
     segments, offsets = store.segment_offsets.tolist(), store.offsets.tolist()
@@ -79,7 +79,7 @@ def test_share_of_negatives_follows_the_flag(probability, pairs_of):
 
 
 def test_the_length_is_filled(pairs_of):
-    """Of documents that are longer than it, every pair; of short documents, all that there is."""
+    """By every pair of a document that is longer; a pair of a short document has all of it."""
     long_documents = [document for document in random_documents(150) if sum(document) > 100]
     for task, label in itertools.product(("nsp", "sop"), (0.0, 1.0)):
         pairs = pairs_of(long_documents, 48, task, short_probability=0.0, negative_probability=label)
@@ -89,7 +89,7 @@ def test_the_length_is_filled(pairs_of):
 
 
 def test_short_pairs_are_gathered_up_to_a_random_length(pairs_of):
-    """Segments of one token make that length visible: 2 to the most, all equally likely."""
+    """With segments of one token, the length is exact: 2 to the maximum, all equally likely."""
     pairs = pairs_of([[1] * 200] * 40, 23, short_probability=0.5)
     lengths = np.array([len(example["input_ids"]) - 3 for example in pairs.__getitems__(list(range(len(pairs))))])
     shares = np.bincount(lengths, minlength=21) / len(lengths)
@@ -120,7 +120,7 @@ def test_the_number_of_pairs_is_fixed_and_an_epoch_reads_the_corpus_about_once(p
 
 
 def test_long_and_single_segments(pairs_of, masked_tokenizer):
-    """Positives of segments longer than an example, from both; a document of one segment serves as a B alone."""
+    """Segments longer than an example give positives too; a document of one segment serves only as a B."""
     pairs = pairs_of([[100, 100, 100], [7], [50, 60]], 20)
     assert len(pairs) == 18 + 7
     sources = {"a": set(), "b": set()}
@@ -134,11 +134,11 @@ def test_long_and_single_segments(pairs_of, masked_tokenizer):
     assert sources == {
         "a": {1, 2, 5},
         "b": {2, 3, 4, 6},
-    }  # like a true B, a random one begins no document but a single
+    }  # a random B, like a true one, does not start a document, unless that has a single segment
 
 
 def test_a_function_of_seed_epoch_and_index(pairs_of):
-    """Whatever was asked for before, and by which worker."""
+    """In any order of access, and in any worker."""
     documents = random_documents(40)
 
     def contents(pairs, indices) -> list:
@@ -170,7 +170,7 @@ def test_a_function_of_seed_epoch_and_index(pairs_of):
 
 
 def test_nothing_that_grows_with_the_tokens_is_kept(pairs_of):
-    """Workers that are spawned receive where the documents begin, and map the rest."""
+    """Spawned workers receive the offsets of documents, and map the rest."""
     sizes = [len(pickle.dumps(pairs_of([[5] * length] * 4, 16).__dict__ | {"_epoch": 0})) for length in (10, 10_000)]
     assert abs(sizes[1] - sizes[0]) < 100
 
