@@ -81,4 +81,5 @@ def window_generator(seed: int, epoch: int, process_index: int, window: int) -> 
 
 
 def _generator(seed: int, epoch: int, *words: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, *words]))
+    key = np.array([seed, epoch], dtype=np.uint64)  # from a list, NumPy would round seeds above 2**63 to float64
+    return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, *words], dtype=np.uint64)))

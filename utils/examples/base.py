@@ -39,7 +39,7 @@ class Examples(torch.utils.data.Dataset):
         self._first_number, self._number_step = 0, 1
 
     def __len__(self) -> int:
-        """The number of examples. Raises TypeError for a stream, which transformers takes for "no length"."""
+        """The number of examples. Raises TypeError for a stream, so that transformers' `has_length` is false."""
         if self.num_examples is None:
             raise TypeError("an endless stream of examples has no length")
         return self.num_examples
@@ -64,7 +64,7 @@ class Examples(torch.utils.data.Dataset):
     def set_numbering(self, epoch: int, first: int, step: int) -> None:
         """Make these examples a part of an epoch: example i is number `first + i * step` of it.
 
-        For the windows of a stream, which no other process reads: it does without the shared memory of `set_epoch`.
+        For the windows of a stream. No other process reads them, so this needs no shared memory, unlike `set_epoch`.
         """
         self._epoch.fill_(epoch)
         self._first_number, self._number_step = first, step
@@ -79,7 +79,7 @@ class Examples(torch.utils.data.Dataset):
             raise IndexError(index)
 
     def save_state(self, folder: str | Path) -> None:
-        """Write this process's part of a checkpoint: nothing for a finite dataset, whose place the step tells."""
+        """Write this process's part of a checkpoint. A finite dataset needs none: the step tells its position."""
 
     def load_state(self, folder: str | Path) -> None:
-        """Continue from a checkpoint written by `save_state`; nothing to do for a finite dataset."""
+        """Continue from a checkpoint that `save_state` wrote. A finite dataset has nothing to load."""

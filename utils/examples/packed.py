@@ -73,7 +73,7 @@ class PackedBlocksWithSpecialTokens(PackedBlocks):
         UsageError: the block size leaves no room between the special tokens.
     """
 
-    target_bytes = None  # the targets are drawn anew in each epoch
+    target_bytes = None  # each epoch draws other targets
 
     def __init__(
         self,

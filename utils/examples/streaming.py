@@ -90,7 +90,7 @@ class BlockStream(Examples):
         num_processes = len(list(Path(folder).glob(STATE_FILE.format("*"))))
         if num_processes != documents.num_processes:
             raise UsageError(
-                f"{folder} was written without --streaming: leave it out, or --overwrite_output_dir to start anew"
+                f"{folder} was written without --streaming: leave it out, or --overwrite_output_dir to start over"
                 if num_processes == 0
                 else f"{folder} was written by {num_processes} processes, each with its own part of the stream; now "
                 f"there are {documents.num_processes}: start {num_processes} processes"
@@ -100,7 +100,7 @@ class BlockStream(Examples):
         if changed:
             raise UsageError(
                 f"{folder}: {' and '.join(changed)} changed since it was written, so the stream cannot be continued "
-                "from there: undo that, or --overwrite_output_dir to start anew"
+                "from there: undo that, or --overwrite_output_dir to start over"
             )
 
     def _identity(self) -> dict:

@@ -1,4 +1,4 @@
-"""Masks: how many, which, and that nothing but seed, epoch and example decides."""
+"""Masks: how many, which, and that only seed, epoch and example decide."""
 
 import math
 
@@ -6,24 +6,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_lines
+from example_batches import make_examples
 
 from utils.examples.masked_collator import MaskedLMCollator
 from utils.tokens.tokenizer_training import train_tokenizer
-
-
-def make_examples(tokenizer, lengths, epoch: int = 0, words: bool = False) -> list[dict]:
-    """Random tokens that are not special, in the tokenizer's frame; words of one to four tokens."""
-    generator = np.random.default_rng(0)
-    normal = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
-    examples = []
-    for index, length in enumerate(lengths):
-        ids = [tokenizer.cls_token_id, *generator.choice(normal, length - 2), tokenizer.sep_token_id]
-        examples.append({"input_ids": np.array(ids, dtype=np.uint16), "index": index, "epoch": epoch})
-        if words:
-            starts = generator.random(length) < 0.4
-            starts[[0, 1, -1]] = True
-            examples[-1]["word_starts"] = starts.astype(np.uint8)
-    return examples
 
 
 def within_four_standard_errors(count: int, total: int, probability: float) -> bool:
@@ -63,13 +49,13 @@ def test_rates_over_100_000_tokens(masked_tokenizer, shares, whole_word_mask):
         expected = len(drawn) / num_normal
         chi_square = ((frequencies - expected) ** 2 / expected).sum()
         assert abs(chi_square - num_normal) < 4 * math.sqrt(2 * num_normal)
-    assert len(set(is_target[:, 1:-1].sum(axis=1).tolist())) > 10  # independent choices: no fixed number a line
+    assert len(set(is_target[:, 1:-1].sum(axis=1).tolist())) > 10  # not a fixed number per example
 
 
 @pytest.mark.parametrize("kind", ["bpe", "wordpiece", "unigram"])
 @pytest.mark.parametrize("whole_word_mask", [False, True])
 def test_nothing_special_is_masked(kind, whole_word_mask):
-    """Neither the frame nor padding nor special tokens within the text, not even where they stand inside a word."""
+    """Neither [CLS], [SEP] and padding nor special tokens within the text, not even inside a word."""
     tokenizer = train_tokenizer(kind, [make_lines(200)], 300, framed=True)
     examples = make_examples(tokenizer, [40, 25, 3, 17], words=True)
     for example in examples[:2]:
@@ -91,7 +77,7 @@ def test_nothing_special_is_masked(kind, whole_word_mask):
 
 
 def test_a_special_token_ends_a_word(masked_tokenizer):
-    """What is left and right of it is chosen apart."""
+    """The tokens before and after it are chosen separately."""
     ids = np.array([0, 10, 11, 3, 12, 13, 2], dtype=np.uint16)
     starts = np.array([1, 1, 0, 0, 0, 0, 1], dtype=np.uint8)
     examples = [{"input_ids": ids, "index": i, "epoch": 0, "word_starts": starts} for i in range(200)]
@@ -103,7 +89,7 @@ def test_a_special_token_ends_a_word(masked_tokenizer):
 
 @pytest.mark.parametrize("whole_word_mask", [False, True])
 def test_seed_epoch_and_example_decide_alone(masked_tokenizer, whole_word_mask):
-    """The same in any batch, in any order, in any company; other masks for another seed, epoch or example."""
+    """The same in any batch, in any order; different masks for another seed, epoch or example."""
     lengths = [30, 12, 30, 7, 22]
     examples = make_examples(masked_tokenizer, lengths, words=True)
     collator = MaskedLMCollator(masked_tokenizer, 7, 0.4, whole_word_mask=whole_word_mask)
@@ -129,7 +115,7 @@ def test_seed_epoch_and_example_decide_alone(masked_tokenizer, whole_word_mask):
 
 
 def test_padding(masked_tokenizer):
-    """To the longest, without a mask where nothing is padded; or to a fixed length, always with one."""
+    """To the longest example, with a mask only if something is padded; or to a fixed length, always with a mask."""
     examples = make_examples(masked_tokenizer, [9, 9])
     batch = MaskedLMCollator(masked_tokenizer, 0)(examples)
     assert set(batch) == {"input_ids", "labels"}

@@ -1,4 +1,4 @@
-"""Batches and their targets."""
+"""Batches for causal language modeling, and their targets."""
 
 import numpy as np
 import torch

@@ -1,41 +1,17 @@
-"""The permutation objective: which tokens are targets, and who sees whom."""
+"""The permutation objective: which tokens are targets, in which order, and which tokens each of them may see."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
+from example_batches import is_hidden, make_examples, targets_of
 
 from utils.examples.permutation_collator import PermutationLMCollator
 
 
-def make_examples(tokenizer, lengths, epoch: int = 0) -> list[dict]:
-    """Random tokens that are not special, in the tokenizer's frame."""
-    generator = np.random.default_rng(0)
-    normal = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
-    examples = []
-    for index, length in enumerate(lengths):
-        ids = [tokenizer.cls_token_id, *generator.choice(normal, length - 2), tokenizer.sep_token_id]
-        examples.append({"input_ids": np.array(ids, dtype=np.uint16), "index": index, "epoch": epoch})
-    return examples
-
-
-def targets_of(batch: dict[str, torch.Tensor], row: int) -> list[int]:
-    """The places of an example's targets."""
-    targets, labels = batch["targets"][row], batch["labels"][row]
-    assert torch.equal(targets >= 0, labels != -100)
-    assert torch.equal(batch["order"][row] >= 0, torch.isin(torch.arange(batch["order"].size(1)), targets))
-    return targets[targets >= 0].tolist()
-
-
-def is_hidden(batch: dict[str, torch.Tensor], row: int) -> torch.Tensor:
-    """The definition in plain Python: bool (length, length), whether token i does not see token j."""
-    order = batch["order"][row].tolist()
-    return torch.tensor([[j >= 0 and (i < 0 or i <= j) for j in order] for i in order])
-
-
 def spans_by_hand(generator: np.random.Generator, length: int, probability: float, max_span: int) -> list[range]:
-    """The definition, one span after the other, with the draws that the collator takes from the same generator."""
+    """The definition, span by span, with the draws that the collator takes from the same generator."""
     sizes, places = generator.random((math.ceil(length * probability), 2)).T
     spans, total, start = [], 0, 0
     for size, place in zip(sizes, places, strict=True):
@@ -74,16 +50,17 @@ def test_share_of_targets_over_100_000_tokens(masked_tokenizer, probability):
     examples = make_examples(masked_tokenizer, [1000] * 100)
     counts = [(collator([example])["labels"] != -100).sum().item() for example in examples]
     error = np.std(counts) / math.sqrt(len(counts))
-    assert abs(np.mean(counts) - 1000 * probability) < 4 * error + 2  # 2: the frame, and the cut at the end
+    ends = 2  # for the special tokens and the last span, which is cut off
+    assert abs(np.mean(counts) - 1000 * probability) < 4 * error + ends
 
 
 def test_span_lengths_are_uniform(masked_tokenizer):
-    """With contexts so long that hardly any two spans touch."""
+    """With contexts so long that spans hardly ever touch."""
     collator = PermutationLMCollator(masked_tokenizer, 0, plm_probability=1 / 40, max_span_length=5)
     counts = np.zeros(6, dtype=int)
     for example in make_examples(masked_tokenizer, [1000] * 100):
         places = np.array(targets_of(collator([example]), 0))
-        places = places[places < 900]  # none that the end cuts off
+        places = places[places < 900]  # none is cut off at the end
         runs = np.diff(np.flatnonzero(np.diff(places, prepend=-2, append=9999) > 1))
         np.add.at(counts, np.minimum(runs, 5), 1)
     expected = counts.sum() / 5
@@ -99,9 +76,9 @@ def test_who_sees_whom(masked_tokenizer):
         hidden = is_hidden(batch, row)
         targets = targets_of(batch, row)
         others = [place for place in range(40) if place not in targets]
-        assert not hidden[:, others].any()  # all see what is no target
-        assert hidden[others][:, targets].all()  # what is no target sees none
-        # How many targets each target sees: 0, 1, 2, ... in the order, and then exactly those before it.
+        assert not hidden[:, others].any()  # every token sees all others that are not targets
+        assert hidden[others][:, targets].all()  # a token that is not a target sees no target
+        # In the order, the targets see 0, 1, 2, ... targets, which are exactly those before them.
         order = sorted(targets, key=lambda place: (~hidden[place, targets]).sum().item())
         for position, place in enumerate(order):
             assert [other for other in targets if not hidden[place, other]] == sorted(order[:position])
@@ -109,14 +86,14 @@ def test_who_sees_whom(masked_tokenizer):
 
 
 def test_orders_are_uniform(masked_tokenizer):
-    """Each pair of neighbouring targets comes in either order equally often, and so do the first and the last."""
+    """Neighboring targets come in either order equally often, and so do the first and the last."""
     collator = PermutationLMCollator(masked_tokenizer, 0, 0.5)
-    forward = {"neighbours": [0, 0], "ends": [0, 0]}
+    forward = {"neighbors": [0, 0], "ends": [0, 0]}
     for example in make_examples(masked_tokenizer, [40] * 400):
         batch = collator([example])
         hidden, targets = is_hidden(batch, 0), targets_of(batch, 0)
         pairs = list(zip(targets[::2], targets[1::2], strict=False))
-        for name, some in (("neighbours", pairs), ("ends", [(targets[0], targets[-1])])):
+        for name, some in (("neighbors", pairs), ("ends", [(targets[0], targets[-1])])):
             for first, last in some:
                 forward[name][0] += int(hidden[first, last])  # the first does not see the last: it comes before it
                 forward[name][1] += 1
@@ -125,7 +102,7 @@ def test_orders_are_uniform(masked_tokenizer):
 
 
 @pytest.mark.parametrize("length", [2, 3, 9])
-def test_where_all_are_targets_one_is_left_to_see(tokenizer, length):
+def test_one_token_stays_visible_where_all_are_targets(tokenizer, length):
     """Without special tokens and with a share of 1, the first in the order would be predicted from nothing."""
     example = {"input_ids": np.arange(10, 10 + length), "index": 4, "epoch": 0}
     longer = {"input_ids": np.arange(10, 22), "index": 5, "epoch": 0}
@@ -136,7 +113,7 @@ def test_where_all_are_targets_one_is_left_to_see(tokenizer, length):
     assert is_visible[targets].any(dim=1).all()
 
 
-def test_special_and_padding_tokens_are_no_targets(masked_tokenizer):
+def test_special_and_padding_tokens_are_not_targets(masked_tokenizer):
     tokenizer = masked_tokenizer
     examples = make_examples(tokenizer, [50, 21, 6] * 10)
     for example in examples:
@@ -150,7 +127,7 @@ def test_special_and_padding_tokens_are_no_targets(masked_tokenizer):
 
 
 def test_an_example_is_the_same_in_any_batch(masked_tokenizer):
-    """Alone or among longer ones, padded or not; another seed, epoch or index makes another."""
+    """Alone or among longer ones, padded or not; another seed, epoch or index draws different targets."""
     collator = PermutationLMCollator(masked_tokenizer, 11)
     examples = make_examples(masked_tokenizer, [20, 31, 31, 64])
     together = collator(examples)
@@ -174,7 +151,7 @@ def test_an_example_is_the_same_in_any_batch(masked_tokenizer):
 
 @pytest.mark.parametrize("probability", [1 / 6, 0.37, 1.0])
 def test_batches_padded_to_the_full_length_have_one_shape(masked_tokenizer, probability):
-    """And room for all targets, whichever are drawn."""
+    """Which has room for all targets, whichever are drawn."""
     collator = PermutationLMCollator(masked_tokenizer, 0, probability, 5, pad_to_length=31)
     shapes = set()
     for example in make_examples(masked_tokenizer, [31] * 300 + [5]):

@@ -1,39 +1,18 @@
-"""Pairs of segments: the share of negatives, B where its label says, the length filled, nothing left to chance."""
+"""Pairs of segments: share of negatives, the place of B, the length, and that seed, epoch and index decide all."""
 
 import itertools
-import json
 import pickle
 import random
 from bisect import bisect_right
 
 import numpy as np
 import pytest
-from datasets import Dataset, DatasetDict
+from pair_stores import make_pair_store, take_apart
 from torch.utils.data import DataLoader
 
 from utils.errors import UsageError
-from utils.examples.prebuilt_pairs import PreprocessedPairs, TextPairs, pair_source, read_labels, text_columns
-from utils.examples.sentence_pairs import SentencePairs, truncate_pair
-from utils.tokens.token_store import TokenStore
-
-
-FIRST = 1000  # the first token of a store, so that token - FIRST is its place
-
-
-def make_store(folder, documents: list[list[int]], with_words: bool = False) -> TokenStore:
-    """Documents of segments of so many tokens; the tokens are the numbers from FIRST on."""
-    lengths = np.array([sum(document) for document in documents], dtype=np.int64)
-    segments = np.array([length for document in documents for length in document], dtype=np.int64)
-    total = int(lengths.sum())
-    folder.mkdir(exist_ok=True)
-    np.arange(FIRST, FIRST + total, dtype=np.uint32).tofile(folder / "tokens.bin")
-    np.concatenate([[0], np.cumsum(lengths)]).tofile(folder / "offsets.bin")
-    np.concatenate([[0], np.cumsum(segments)]).tofile(folder / "segment_offsets.bin")
-    if with_words:
-        (np.arange(total) % 3 == 0).astype(np.uint8).tofile(folder / "word_starts.bin")
-    counts = {"documents": len(documents), "tokens": total, "segments": len(segments), "bytes": 0}
-    (folder / "meta.json").write_text(json.dumps(counts | {"dtype": "uint32"}))
-    return TokenStore(folder)
+from utils.examples.pairs import truncate_pair
+from utils.examples.sentence_pairs import SentencePairs
 
 
 def random_documents(num_documents: int, seed: int = 0) -> list[list[int]]:
@@ -49,30 +28,16 @@ def pairs_of(tmp_path, masked_tokenizer):
     numbers = itertools.count()
 
     def make(documents, length, task="nsp", seed=1, with_words=False, **options) -> SentencePairs:
-        store = make_store(tmp_path / f"store{next(numbers)}", documents, with_words)
+        store = make_pair_store(tmp_path / f"store{next(numbers)}", documents, with_words)
         return SentencePairs(store, length, masked_tokenizer, task=task, seed=seed, **options)
 
     return make
 
 
-def take_apart(example, tokenizer) -> tuple[range, range]:
-    """The places of A and of B in the store; checks the special tokens, the segment ids and that both are runs."""
-    ids = example["input_ids"].tolist()
-    assert ids[0] == tokenizer.cls_token_id
-    first, last = (index for index, token in enumerate(ids) if token == tokenizer.sep_token_id)
-    assert last == len(ids) - 1
-    assert example["token_type_ids"].tolist() == [0] * (first + 1) + [1] * (last - first)
-    parts = []
-    for part in (ids[1:first], ids[first + 1 : last]):
-        assert part == list(range(part[0], part[0] + len(part)))
-        parts.append(range(part[0] - FIRST, part[0] - FIRST + len(part)))
-    return tuple(parts)
-
-
 @pytest.mark.parametrize("task", ["nsp", "sop"])
 def test_twenty_thousand_pairs(task, pairs_of, masked_tokenizer):
-    """Half of them are negatives; a negative's B is of another document (nsp) or before its A (sop); a positive's
-    follows its A; none is too long. The lengths do not tell which it is."""
+    """Half of them are negatives, whose B is from another document (nsp) or before A (sop). The B of a positive
+    follows its A. None is too long. The lengths do not give the label away."""
     pairs = pairs_of(random_documents(400), 32, task)
     store = pairs.stores[0]
     segments, offsets = store.segment_offsets.tolist(), store.offsets.tolist()
@@ -114,7 +79,7 @@ def test_share_of_negatives_follows_the_flag(probability, pairs_of):
 
 
 def test_the_length_is_filled(pairs_of):
-    """Of documents that are longer than it, every pair; of short documents, all that there is."""
+    """By every pair of a document that is longer; a pair of a short document has all of it."""
     long_documents = [document for document in random_documents(150) if sum(document) > 100]
     for task, label in itertools.product(("nsp", "sop"), (0.0, 1.0)):
         pairs = pairs_of(long_documents, 48, task, short_probability=0.0, negative_probability=label)
@@ -124,7 +89,7 @@ def test_the_length_is_filled(pairs_of):
 
 
 def test_short_pairs_are_gathered_up_to_a_random_length(pairs_of):
-    """Segments of one token make that length visible: 2 to the most, all equally likely."""
+    """With segments of one token, the length is exact: 2 to the maximum, all equally likely."""
     pairs = pairs_of([[1] * 200] * 40, 23, short_probability=0.5)
     lengths = np.array([len(example["input_ids"]) - 3 for example in pairs.__getitems__(list(range(len(pairs))))])
     shares = np.bincount(lengths, minlength=21) / len(lengths)
@@ -155,7 +120,7 @@ def test_the_number_of_pairs_is_fixed_and_an_epoch_reads_the_corpus_about_once(p
 
 
 def test_long_and_single_segments(pairs_of, masked_tokenizer):
-    """Positives of segments longer than an example, from both; a document of one segment serves as a B alone."""
+    """Segments longer than an example give positives too; a document of one segment serves only as a B."""
     pairs = pairs_of([[100, 100, 100], [7], [50, 60]], 20)
     assert len(pairs) == 18 + 7
     sources = {"a": set(), "b": set()}
@@ -169,11 +134,11 @@ def test_long_and_single_segments(pairs_of, masked_tokenizer):
     assert sources == {
         "a": {1, 2, 5},
         "b": {2, 3, 4, 6},
-    }  # like a true B, a random one begins no document but a single
+    }  # a random B, like a true one, does not start a document, unless that has a single segment
 
 
 def test_a_function_of_seed_epoch_and_index(pairs_of):
-    """Whatever was asked for before, and by which worker."""
+    """In any order of access, and in any worker."""
     documents = random_documents(40)
 
     def contents(pairs, indices) -> list:
@@ -205,7 +170,7 @@ def test_a_function_of_seed_epoch_and_index(pairs_of):
 
 
 def test_nothing_that_grows_with_the_tokens_is_kept(pairs_of):
-    """Workers that are spawned receive where the documents begin, and map the rest."""
+    """Spawned workers receive the offsets of documents, and map the rest."""
     sizes = [len(pickle.dumps(pairs_of([[5] * length] * 4, 16).__dict__ | {"_epoch": 0})) for length in (10, 10_000)]
     assert abs(sizes[1] - sizes[0]) < 100
 
@@ -239,101 +204,3 @@ def test_truncation_is_that_of_bert():
 
     for lengths in itertools.product(range(13), range(13), range(4, 16)):
         assert truncate_pair(*lengths) == reference(*lengths)
-
-
-def make_text_pairs(tmp_path, tokenizer, lengths_a, lengths_b, size) -> TextPairs:
-    stores = [
-        make_store(tmp_path / name, [[length] if length else [] for length in lengths])
-        for name, lengths in (("a", lengths_a), ("b", lengths_b))
-    ]
-    labels = np.arange(len(lengths_a), dtype=np.uint8) % 2
-    return TextPairs(stores, labels, size, tokenizer, seed=0)
-
-
-def test_truncation_takes_from_random_ends(tmp_path, masked_tokenizer):
-    pairs = make_text_pairs(tmp_path, masked_tokenizer, [60] * 400, [10] * 400, 33)
-    from_front = []
-    for index, example in enumerate(pairs.__getitems__(list(range(400)))):
-        a, b = take_apart(example, masked_tokenizer)
-        assert (len(a), len(b)) == (20, 10)
-        from_front.append(a[0] - 60 * index)
-    assert min(from_front) >= 0 and max(from_front) <= 40
-    assert abs(np.mean(from_front) - 20) < 4 * (40 * 0.25 / 400) ** 0.5
-
-
-def test_text_pairs(tmp_path, masked_tokenizer):
-    pairs = make_text_pairs(tmp_path, masked_tokenizer, [5, 0, 9], [4, 6, 0], 40)
-    cls, sep = masked_tokenizer.cls_token_id, masked_tokenizer.sep_token_id
-    places = [((0, 5), (0, 4)), ((5, 5), (4, 10)), ((5, 14), (10, 10))]
-    for example, label, (a, b) in zip(pairs.__getitems__([0, 1, 2]), (0, 1, 0), places, strict=True):
-        a, b = (list(range(FIRST + start, FIRST + stop)) for start, stop in (a, b))
-        assert example["input_ids"].tolist() == [cls, *a, sep, *b, sep]
-        assert example["token_type_ids"].tolist() == [0] * (len(a) + 2) + [1] * (len(b) + 1)
-        assert example["next_sentence_label"] == label
-
-
-def make_ids(num_rows: int = 6, **changes) -> Dataset:
-    """Rows of 8 places, of which the last ones are padding."""
-    columns = {"input_ids": [], "token_type_ids": [], "attention_mask": [], "next_sentence_label": [], "labels": []}
-    for row in range(num_rows):
-        length = 8 - row % 3
-        columns["input_ids"].append([0, 10 + row, 2, *range(20, 20 + length - 4), 2, *[1] * (8 - length)])
-        columns["token_type_ids"].append([0, 0, 0, *[1] * (length - 3), *[0] * (8 - length)])
-        columns["attention_mask"].append([1] * length + [0] * (8 - length))
-        columns["next_sentence_label"].append(row % 2)
-        columns["labels"].append([-100, 30 + row, *[-100] * 6])
-    return Dataset.from_dict(columns | changes)
-
-
-def test_preprocessed_pairs_lose_their_padding(masked_tokenizer):
-    rows = make_ids()
-    pairs = PreprocessedPairs(rows.select([1, 2, 4]), 8, masked_tokenizer, seed=0, is_masked=True)
-    assert len(pairs) == 3
-    for index, example in enumerate(pairs.__getitems__([0, 1, 2])):
-        row = rows[[1, 2, 4][index]]
-        length = sum(row["attention_mask"])
-        for name in ("input_ids", "token_type_ids", "labels"):
-            assert example[name].tolist() == row[name][:length]
-        assert (example["next_sentence_label"], example["index"]) == (row["next_sentence_label"], index)
-    assert "labels" not in PreprocessedPairs(rows, 8, masked_tokenizer, seed=0)[0]
-    assert len(PreprocessedPairs(rows, 8, masked_tokenizer, seed=0, max_pairs=2)) == 2
-
-
-@pytest.mark.parametrize(
-    ("changes", "length", "message"),
-    [
-        ({"next_sentence_label": [0, 1, 2, 0, 1, 0]}, 8, "has the value 2"),
-        ({"next_sentence_label": [0, 1, None, 0, 1, 0]}, 8, "has the value None"),
-        ({"next_sentence_label": ["0"] * 6}, 8, "has the value '0'"),
-        ({"input_ids": [[5000] * 8] * 6}, 8, "a token 5000"),
-        ({"token_type_ids": [[2] * 8] * 6}, 8, "token type 2"),
-        ({"token_type_ids": [[0] * 7] * 6}, 8, "differ in length"),
-        ({"attention_mask": ["yes"] * 6}, 8, "no column attention_mask of lists of integers"),
-        ({}, 7, "row 0 of the train data has 8 tokens"),
-    ],
-)
-def test_bad_preprocessed_data_are_refused(changes, length, message, masked_tokenizer):
-    with pytest.raises(UsageError, match=message):
-        PreprocessedPairs(make_ids(**changes), length, masked_tokenizer, seed=0)
-
-
-def test_missing_columns_are_named(masked_tokenizer):
-    with pytest.raises(UsageError, match="no column labels of lists"):
-        PreprocessedPairs(make_ids().remove_columns("labels"), 8, masked_tokenizer, seed=0, is_masked=True)
-    with pytest.raises(UsageError, match="no column next_sentence_label"):
-        read_labels(make_ids().remove_columns("next_sentence_label"), "train")
-
-
-def test_what_a_data_set_holds():
-    ids, texts = make_ids(), Dataset.from_dict({"one": ["a"], "two": ["b"], "next_sentence_label": [0]})
-    raw = Dataset.from_dict({"text": ["a"], "input_ids": [[1]]})
-    assert [pair_source(rows, False, (None, None)) for rows in (ids, texts, raw)] == ["ids", "texts", "documents"]
-    assert pair_source(raw, True, (None, None)) == "ids"
-    assert pair_source(ids, False, ("one", "two")) == "texts"
-    assert text_columns(DatasetDict(train=texts), (None, None)) == ["one", "two"]
-    assert text_columns(DatasetDict(train=texts), ("two", "one")) == ["two", "one"]
-    with pytest.raises(UsageError, match="choose two of one, two"):
-        text_columns(DatasetDict(train=texts), ("one", "three"))
-    with pytest.raises(UsageError, match="without two"):
-        columns = {"one": ["a", "b"], "two": ["c", None], "next_sentence_label": [0, 1]}
-        text_columns(DatasetDict(train=Dataset.from_dict(columns)), (None, None))
