@@ -50,7 +50,7 @@ class DataArguments:
         default="line",
         metadata={
             "choices": ["line", "blank_line", "file"],
-            "help": "A document in a .txt file: a line, lines up to a blank line, or all of it.",
+            "help": "Documents in .txt files: lines, paragraphs between blank lines, or files.",
         },
     )
     keep_linebreaks: bool = field(

@@ -107,7 +107,7 @@ def full_help(parser: argparse.ArgumentParser, dataclass_types: tuple[type, ...]
 def _usage(parser: argparse.ArgumentParser) -> list[str]:
     return [
         f"usage: {parser.prog} [FILE.yaml | FILE.json] [--flag value ...]",
-        "FILE has one `flag: value` per flag; flags after it override it. Defaults are in brackets; --no_FLAG is --FLAG false.",
+        "FILE has one `flag: value` per flag; later flags win. Defaults are in brackets. --no_FLAG is --FLAG false.",
     ]
 
 

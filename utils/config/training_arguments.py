@@ -130,7 +130,7 @@ class LMTrainingArguments(CompatTrainingArguments):
         self._check_values()
 
     def _choose_precision(self) -> str:
-        """Set `bf16`, `tf32` and `use_cpu`; return the mixed precision from which transformers starts."""
+        """Set `bf16`, `tf32` and `use_cpu`; return accelerate's mixed precision: no, fp16, bf16 or the launcher's."""
         given, launcher = self.bf16, launcher_precision()
         self.bf16 = choose_bf16(given, self.fp16, self.use_cpu, launcher)
         if given is None and self.bf16 and self.do_train:
@@ -140,8 +140,9 @@ class LMTrainingArguments(CompatTrainingArguments):
             self.dataloader_pin_memory = False
         elif self.tf32 is None and is_torch_tf32_available():
             self.tf32 = True
-        is_float32_given = given is False and not self.fp16
-        return "no" if launcher is None or is_float32_given else launcher
+        if self.fp16 or self.bf16:
+            return "fp16" if self.fp16 else "bf16"
+        return "no" if launcher is None or given is False else launcher
 
     def _check_fsdp(self) -> None:
         if self.use_cpu:

@@ -1,54 +1,20 @@
-"""How a script is called: flags, a file of flags, both; what is refused, and what is decided for the user."""
+"""The command line: flags, a file of flags, both; what is refused; and how many processes are started."""
 
 import json
-import os
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from conftest import ROOT, run_python
+from command_line import NEEDED, SCALARS, as_flags, parse, parse_needed
 
 from run_clm import CausalLMArguments
-from utils.config import parser, training_arguments
+from utils.config import parser
 from utils.config.data_arguments import DataArguments
-from utils.config.entry_point import entry_point, resume_command
 from utils.config.model_arguments import ModelArguments
 from utils.config.parser import parse_arguments
 from utils.config.training_arguments import LMTrainingArguments
-from utils.errors import EarlyEnd, UsageError
-
-
-NEEDED = {"model_type": "gpt2", "train_tokenizer": "bpe", "train_file": ["a.txt", "b.txt"], "output_dir": "out"}
-SCALARS = {
-    **NEEDED,
-    "block_size": 64,
-    "learning_rate": 0.0003,
-    "append_eos": True,
-    "keep_linebreaks": False,
-    "bf16": False,
-    "config_overrides": "n_embd=32,n_layer=2",
-}
-
-
-def parse(*flags) -> dict:
-    """All values of all dataclasses by name, and the flags that were given, as `run_args`."""
-    *parsed, run_args = parse_arguments(
-        ModelArguments, DataArguments, CausalLMArguments, LMTrainingArguments, args=[str(flag) for flag in flags]
-    )
-    return {name: value for values in parsed for name, value in vars(values).items()} | {"run_args": run_args}
-
-
-def as_flags(values: dict) -> list[str]:
-    flags = []
-    for key, value in values.items():
-        flags += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
-    return flags
-
-
-def parse_needed(*flags) -> dict:
-    return parse(*as_flags(NEEDED), *flags)
+from utils.errors import UsageError
 
 
 @pytest.fixture
@@ -64,18 +30,8 @@ def flag_file(tmp_path):
 
 
 @pytest.fixture
-def machine(monkeypatch):
-    """Makes the machine one that does or does not compute bfloat16, without or with an accelerator."""
-
-    def has(cpu_bf16: bool, gpu_bf16: bool | None = None) -> None:
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: cpu_bf16)
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-        monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpu_bf16 is not None)
-        monkeypatch.setattr(training_arguments, "is_torch_bf16_gpu_available", lambda: bool(gpu_bf16))
-        monkeypatch.setattr(training_arguments, "LAUNCHER_PRECISION", None)
-
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # what parsing writes there is undone after the test
-    return has
+def cpu_with_bf16(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
 
 
 # Flags and files
@@ -148,15 +104,13 @@ def test_words_of_the_command_line_are_the_default(monkeypatch):
         (["--config_overrides=n_embd=8,n_layer=1"], "config_overrides", "n_embd=8,n_layer=1"),
     ],
 )
-def test_spellings(machine, flags, name, value):
-    machine(cpu_bf16=True)
+def test_spellings(cpu_with_bf16, flags, name, value):
     values = parse_needed(*flags)
     assert values[name] == value and type(values[name]) is type(value)
     assert values["run_args"] == NEEDED | {name: value}
 
 
-def test_bare_flag_takes_no_word_of_the_next_one(machine):
-    machine(cpu_bf16=True)
+def test_bare_flag_takes_no_word_of_the_next_one(cpu_with_bf16):
     values = parse_needed("--bf16", "--block_size", "16")
     assert values["bf16"] is True and values["block_size"] == 16
 
@@ -298,221 +252,15 @@ def test_value_of_the_wrong_kind(flag_file, flag, value, from_file):
     assert flag in message or value in message
 
 
+def test_message_has_one_name_of_the_flag():
+    with pytest.raises(UsageError, match="^--block_size: invalid int value: 'many'$"):
+        parse_needed("--max_seq_length", "many")
+
+
 @pytest.mark.parametrize("flag", ["--output_dir", "--train_file", "--block_size"])
 def test_flag_without_its_value(flag):
     with pytest.raises(UsageError, match=flag):
         parse(*as_flags(NEEDED | {"seed": 1}), flag)
-
-
-def test_message_is_one_line_and_the_exit_code_2(capsys):
-    @entry_point
-    def main(args):
-        raise UsageError("one\n  two\t three")
-
-    with pytest.raises(SystemExit) as stopped:
-        main([])
-    assert stopped.value.code == 2
-    assert capsys.readouterr().err == "test_command_line.py: error: one two three\n"
-
-
-def test_only_the_first_process_of_a_machine_prints_the_message(capsys, monkeypatch):
-    @entry_point
-    def main(args):
-        raise UsageError("once")
-
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    with pytest.raises(SystemExit) as stopped:
-        main([])
-    assert stopped.value.code == 2
-    assert capsys.readouterr().err == ""
-
-
-def test_other_errors_keep_their_traceback():
-    @entry_point
-    def main(args):
-        raise ValueError("a defect")
-
-    with pytest.raises(ValueError, match="a defect"):
-        main([])
-
-
-# What is decided for the user
-
-
-@pytest.mark.parametrize(
-    ("flags", "do_train", "do_eval"),
-    [
-        ([], True, True),
-        (["--do_train"], True, False),
-        (["--do_eval"], False, True),
-        (["--do_train", "--do_eval"], True, True),
-        (["--do_train", "false"], True, True),
-        (["--do_train", "--eval_strategy", "epoch"], True, True),
-    ],
-)
-def test_neither_training_nor_evaluation_means_both(flags, do_train, do_eval):
-    values = parse_needed(*flags)
-    assert (values["do_train"], values["do_eval"]) == (do_train, do_eval)
-
-
-@pytest.mark.parametrize("cpu_bf16", [False, True])
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [([], None), (["--bf16", "false"], False), (["--fp16", "--use_cpu", "false"], False)],
-)
-def test_bf16_is_chosen_where_the_cpu_computes_it(machine, cpu_bf16, flags, expected):
-    machine(cpu_bf16=cpu_bf16)
-    values = parse_needed(*flags)
-    assert values["bf16"] is (cpu_bf16 if expected is None else expected)
-
-
-@pytest.mark.parametrize(
-    ("cpu_bf16", "gpu_bf16", "flags", "expected"),
-    [
-        (False, True, [], True),
-        (True, False, [], False),
-        (False, True, ["--use_cpu"], False),
-        (True, False, ["--use_cpu"], True),
-        (True, True, ["--bf16", "false"], False),
-    ],
-)
-def test_bf16_follows_the_device_of_the_run(machine, monkeypatch, cpu_bf16, gpu_bf16, flags, expected):
-    machine(cpu_bf16, gpu_bf16)
-    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: gpu_bf16)
-    assert parse_needed(*flags)["bf16"] is expected
-
-
-@pytest.mark.parametrize("amx", [False, True])
-def test_one_of_both_cpu_capabilities_is_enough(machine, monkeypatch, amx):
-    machine(cpu_bf16=not amx)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    assert parse_needed()["bf16"] is True
-
-
-def test_bf16_refused_where_nothing_computes_it(machine):
-    machine(cpu_bf16=False)
-    with pytest.raises(UsageError, match="--bf16: this machine does not compute bfloat16; leave it out"):
-        parse_needed("--bf16")
-
-
-def test_bf16_is_imitated_on_request(machine, caplog):
-    machine(cpu_bf16=False)
-    assert parse_needed("--bf16", "--use_cpu")["bf16"] is True
-    assert "imitates bfloat16" in caplog.text
-
-
-def test_launcher_precision_is_left_to_the_launcher(machine, monkeypatch):
-    machine(cpu_bf16=True)
-    monkeypatch.setattr(training_arguments, "LAUNCHER_PRECISION", "fp16")
-    assert parse_needed()["bf16"] is False
-    assert os.environ["ACCELERATE_MIXED_PRECISION"] == "fp16"
-
-
-def test_bf16_false_wins_over_the_launcher(machine, monkeypatch):
-    machine(cpu_bf16=True)
-    monkeypatch.setattr(training_arguments, "LAUNCHER_PRECISION", "bf16")
-    assert parse_needed("--bf16", "false")["bf16"] is False
-    assert os.environ["ACCELERATE_MIXED_PRECISION"] == "no"
-
-
-def test_a_run_leaves_no_precision_to_the_next_one(machine):
-    machine(cpu_bf16=True)
-    assert parse_needed()["bf16"] is True
-    assert parse_needed("--bf16", "false")["bf16"] is False
-    assert os.environ["ACCELERATE_MIXED_PRECISION"] == "no"
-
-
-END_OF_A_JOB = """
-import atexit
-import sys
-from pathlib import Path
-from pathlib import Path
-
-import torch
-import torch._dynamo  # as the scripts do: imported later, it would hold the process group
-
-from utils.config.entry_point import entry_point
-
-
-@entry_point
-def main(args):
-    if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("gloo")
-    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(8, 8))
-    model.itself = model
-    for _ in range(3):
-        model(torch.ones(4, 8)).sum().backward()
-    torch.distributed.all_reduce(torch.zeros(4))
-
-
-def gloo_threads():
-    return [path for path in Path("/proc/self/task").glob("*/comm") if "gloo" in path.read_text()]
-
-
-def write_the_threads_left():
-    Path(sys.argv[1], f"{rank}.txt").write_text(str(len(gloo_threads())))
-
-
-atexit.register(write_the_threads_left)  # runs after what main registers
-main()
-main()
-rank = torch.distributed.get_rank()
-assert gloo_threads()
-"""
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads are counted in /proc")
-def test_a_job_ends_its_process_group(tmp_path):
-    """All processes exit with 0, and no thread that communicates outlives the group."""
-    script = tmp_path / "job.py"
-    script.write_text(END_OF_A_JOB)
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--standalone"]
-    run_python(*launcher, script, tmp_path, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
-    assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == ["0", "0"]
-
-
-def test_command_that_resumes(monkeypatch):
-    """As it was given, quoted, with what it needs besides; tokens are left out."""
-    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    script = Path("run_clm.py")
-    args = ["--train_file", "my text.txt", "--hub_token", "hf_1", "--token=hf_2", "--output_dir", "out"]
-    command = resume_command(script, args, ["--overwrite_output_dir", "false"])
-    assert command == (
-        "python run_clm.py --train_file 'my text.txt' --hub_token ... --token=... --output_dir out "
-        "--overwrite_output_dir false"
-    )
-    monkeypatch.setattr("sys.orig_argv", ["python3", "-u", *command.split()[1:3]])
-    assert resume_command(script, None, []) == "python3 -u run_clm.py --train_file"
-
-
-def test_command_that_resumes_a_job_of_torchrun(monkeypatch):
-    """Where the launcher's command line cannot be read, as far as its processes know it."""
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    monkeypatch.setattr("sys.argv", ["run_clm.py", "--output_dir", "out"])
-    monkeypatch.setattr("os.getppid", lambda: "no such process")
-    command = resume_command(Path("run_clm.py"), None, [])
-    assert command == "torchrun --nnodes 2 --nproc_per_node 8 run_clm.py --output_dir out"
-
-
-def test_early_end_is_one_line_and_its_code(capsys, monkeypatch):
-    @entry_point
-    def main(args):
-        raise EarlyEnd("the disk\nis full", 7, ["--more", "1"])
-
-    with pytest.raises(SystemExit) as end:
-        main(["--output_dir", "out"])
-    assert end.value.code == 7
-    first, second = capsys.readouterr().err.splitlines()
-    assert first == "test_command_line.py: the disk is full"
-    assert second.startswith("test_command_line.py: to go on: python ") and second.endswith(
-        "--output_dir out --more 1"
-    )
-    monkeypatch.setenv("RANK", "1")  # one process tells
-    with pytest.raises(SystemExit):
-        main([])
-    assert not capsys.readouterr().err
 
 
 # How many processes
@@ -595,14 +343,3 @@ def test_a_call_of_main_starts_none():
     with pytest.raises(UsageError, match="works on the command line"):
         parser._processes_to_start({"num_processes": 2}, is_script=False)
     assert parser._processes_to_start({}, is_script=False) == 1
-
-
-def test_sharding_that_cannot_be(monkeypatch):
-    with pytest.raises(UsageError, match="--fsdp: accelerate shards a model on GPUs alone"):
-        parse_needed("--fsdp", "full_shard auto_wrap")
-    monkeypatch.setattr(LMTrainingArguments, "_choose_precision", lambda self: None)  # as if there were a GPU
-    with pytest.raises(UsageError, match="--fsdp shares a model out among processes: give --num_processes 2"):
-        parse_needed("--fsdp", "full_shard auto_wrap")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="recipes/accelerate/fsdp2_hybrid.yaml"):
-        parse_needed("--fsdp", "hybrid_shard")
