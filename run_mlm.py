@@ -6,8 +6,7 @@
 The loss is the negative log-likelihood of the masked tokens given the other tokens of their example, in nats.
 """
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from transformers import AutoModelForMaskedLM, set_seed
 
@@ -15,10 +14,9 @@ from utils.config import AdapterArguments, DataArguments, LMTrainingArguments, M
 from utils.config.entry_point import entry_point
 from utils.config.objective_arguments import LineByLineArguments, MaskingArguments
 from utils.config.parser import parse_arguments
-from utils.examples import make_blocks
-from utils.examples.document_blocks import DocumentBlocks
+from utils.examples.document_blocks import make_text_blocks
 from utils.examples.masked_collator import MaskedLMCollator
-from utils.examples.packed import PackedBlocksWithSpecialTokens, require_one_block
+from utils.examples.packed import require_one_block
 from utils.hub import prepare_upload
 from utils.models import add_adapter, check_adapter_arguments, load_config, load_model, use_summed_loss
 from utils.models.config import default_block_size
@@ -26,7 +24,6 @@ from utils.models.model_types import MASKED_MODELS
 from utils.reports import ModelCardText, print_counts, write_report
 from utils.text import load_corpus
 from utils.tokens import load_tokenizer, tokenize_documents
-from utils.tokens.tokenizer import special_token_affixes
 from utils.training import LMTrainer, find_checkpoint, load_metric
 
 
@@ -40,7 +37,6 @@ MODEL_CARD = ModelCardText(
     task="fill-mask",
     objective="The loss is the mean negative log-likelihood of the masked tokens, given the others of their example.",
     snippet="""from transformers import pipeline
-
 fill_mask = pipeline("fill-mask", model="{model}")
 for guess in fill_mask("The {mask} is here."):
     print(guess["score"], guess["sequence"])""",
@@ -74,7 +70,6 @@ def main(args: list[str] | None = None) -> None:
 
     # Blocks: every token of the corpus, in order, between the model's special tokens; or one document per example
     block_size = data_args.block_size or default_block_size(config, tokenizer.model_max_length)
-    blocks_class = DocumentBlocks if mlm_args.line_by_line else PackedBlocksWithSpecialTokens
     blocks = {}
     for split, documents in raw_datasets.items():
         tokens = tokenize_documents(
@@ -88,10 +83,10 @@ def main(args: list[str] | None = None) -> None:
             with_word_starts=mlm_args.whole_word_mask,
             num_tokens_needed=data_args.tokens_needed(split, block_size),
         )
-        affixes, max_samples = special_token_affixes(tokenizer), data_args.max_samples(split)
-        blocks[split] = make_blocks(blocks_class, tokens, block_size, affixes, max_samples)
-    if not mlm_args.line_by_line:
-        require_one_block(blocks.get("validation"))
+        blocks[split] = make_text_blocks(
+            tokens, tokenizer, block_size, data_args.max_samples(split), mlm_args.line_by_line
+        )
+    require_one_block(blocks.get("validation"))
     if data_args.preprocess_only:
         return print_counts(blocks, training_args)
 
@@ -144,8 +139,7 @@ def main(args: list[str] | None = None) -> None:
         results |= metrics
 
     # Report: model card, loss plot, summary and upload
-    settings = dataclasses.asdict(mlm_args)
-    write_report(trainer, MODEL_CARD, model_args, data_args, adapter_args, results, settings)
+    write_report(trainer, MODEL_CARD, model_args, data_args, adapter_args, results, asdict(mlm_args))
 
 
 def _mp_fn(index: int) -> None:  # for launchers that pass an index to each process, such as torch_xla's

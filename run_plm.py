@@ -3,23 +3,19 @@
     python run_plm.py --model_name_or_path xlnet/xlnet-base-cased --train_file train.txt \
         --validation_file validation.txt --per_device_train_batch_size 8 --output_dir outputs/xlnet
 
-The loss is the negative log-likelihood, in nats, of the tokens that were chosen as targets: each given the tokens that
-were not chosen and the targets before it, in a random order.
+The loss is the negative log-likelihood of the predicted tokens, each given the context and those before it, in nats.
 """
 
-import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 
 from transformers import AutoModelForCausalLM, set_seed
 
 from utils.config import AdapterArguments, DataArguments, LMTrainingArguments, ModelArguments
 from utils.config.entry_point import entry_point
-from utils.config.objective_arguments import LineByLineArguments
+from utils.config.objective_arguments import LineByLineArguments, PermutationArguments
 from utils.config.parser import parse_arguments
-from utils.errors import UsageError
-from utils.examples import make_blocks
-from utils.examples.document_blocks import DocumentBlocks
-from utils.examples.packed import PackedBlocksWithSpecialTokens, require_one_block
+from utils.examples.document_blocks import make_text_blocks
+from utils.examples.packed import require_one_block
 from utils.examples.permutation_collator import PermutationLMCollator
 from utils.hub import prepare_upload
 from utils.models import add_adapter, check_adapter_arguments, load_config, load_model, use_summed_loss
@@ -29,27 +25,12 @@ from utils.models.model_types import PERMUTATION_MODELS
 from utils.reports import ModelCardText, print_counts, write_report
 from utils.text import load_corpus
 from utils.tokens import load_tokenizer, tokenize_documents
-from utils.tokens.tokenizer import special_token_affixes
 from utils.training import LMTrainer, find_checkpoint, load_metric
 
 
 @dataclass
-class PermutationLMArguments(LineByLineArguments):
+class PermutationLMArguments(LineByLineArguments, PermutationArguments):
     """The flags of this script: which tokens are predicted, and what an example is."""
-
-    plm_probability: float = field(
-        default=1 / 6,
-        metadata={"help": "Share of the tokens that are predicted; the others are context. 1/6 is XLNet's."},
-    )
-    max_span_length: int = field(
-        default=5, metadata={"help": "Predicted tokens come in spans of 1 to N neighbors; 5 is XLNet's."}
-    )
-
-    def __post_init__(self):
-        if not 0 < self.plm_probability <= 1:
-            raise UsageError(f"--plm_probability {self.plm_probability}: give a number above 0, at most 1")
-        if self.max_span_length < 1:
-            raise UsageError(f"--max_span_length {self.max_span_length}: give 1 or more")
 
 
 DEFAULT_BLOCK_SIZE = 512  # XLNet has no limit of its own
@@ -59,9 +40,7 @@ MODEL_CARD = ModelCardText(
     objective="The loss is the mean negative log-likelihood of the predicted tokens, each given the tokens of its "
     "example that are not predicted and the predicted ones before it in a random order.",
     snippet="""from transformers import pipeline
-
-generator = pipeline("text-generation", model="{model}")
-print(generator("Once upon a time", max_new_tokens=40)[0]["generated_text"])""",
+print(pipeline("text-generation", model="{model}")("Once upon a time", max_new_tokens=40)[0]["generated_text"])""",
 )
 
 
@@ -77,8 +56,7 @@ def main(args: list[str] | None = None) -> None:
         ModelArguments, DataArguments, PermutationLMArguments, AdapterArguments, LMTrainingArguments, args=args
     )
     plm_args.apply_defaults(data_args, training_args, run_args)
-    if plm_args.max_span_length > (data_args.block_size or DEFAULT_BLOCK_SIZE):
-        raise UsageError(f"--max_span_length {plm_args.max_span_length} is longer than an example: give less")
+    plm_args.check_span_length(data_args.block_size or DEFAULT_BLOCK_SIZE)
     checkpoint = find_checkpoint(training_args, data_args)
     config = load_config(model_args, AutoModelForCausalLM, PERMUTATION_MODELS, data_args.block_size)
     adapter_folders = check_adapter_arguments(adapter_args, model_args, training_args, config.model_type)
@@ -94,7 +72,6 @@ def main(args: list[str] | None = None) -> None:
 
     # Blocks: every token of the corpus, in order, between the model's special tokens; or one document per example
     block_size = data_args.block_size or default_block_size(config, tokenizer.model_max_length, DEFAULT_BLOCK_SIZE)
-    blocks_class = DocumentBlocks if plm_args.line_by_line else PackedBlocksWithSpecialTokens
     blocks = {}
     for split, documents in raw_datasets.items():
         tokens = tokenize_documents(
@@ -107,10 +84,10 @@ def main(args: list[str] | None = None) -> None:
             add_special_tokens=False,
             num_tokens_needed=data_args.tokens_needed(split, block_size),
         )
-        affixes, max_samples = special_token_affixes(tokenizer), data_args.max_samples(split)
-        blocks[split] = make_blocks(blocks_class, tokens, block_size, affixes, max_samples)
-    if not plm_args.line_by_line:
-        require_one_block(blocks.get("validation"))
+        blocks[split] = make_text_blocks(
+            tokens, tokenizer, block_size, data_args.max_samples(split), plm_args.line_by_line
+        )
+    require_one_block(blocks.get("validation"))
     if data_args.preprocess_only:
         return print_counts(blocks, training_args)
 
@@ -162,8 +139,7 @@ def main(args: list[str] | None = None) -> None:
         results |= metrics
 
     # Report: model card, loss plot, summary and upload
-    settings = dataclasses.asdict(plm_args)
-    write_report(trainer, MODEL_CARD, model_args, data_args, adapter_args, results, settings)
+    write_report(trainer, MODEL_CARD, model_args, data_args, adapter_args, results, asdict(plm_args))
 
 
 def _mp_fn(index: int) -> None:  # for launchers that pass an index to each process, such as torch_xla's

@@ -41,6 +41,30 @@ class MaskingArguments:
 
 
 @dataclass
+class PermutationArguments:
+    """Which tokens are predicted, of a model that predicts them in a random order."""
+
+    plm_probability: float = field(
+        default=1 / 6,
+        metadata={"help": "Share of the tokens that are predicted; the others are context. 1/6 is XLNet's."},
+    )
+    max_span_length: int = field(
+        default=5, metadata={"help": "Predicted tokens come in spans of 1 to N neighbors; 5 is XLNet's."}
+    )
+
+    def __post_init__(self):
+        if not 0 < self.plm_probability <= 1:
+            raise UsageError(f"--plm_probability {self.plm_probability}: give a number above 0, at most 1")
+        if self.max_span_length < 1:
+            raise UsageError(f"--max_span_length {self.max_span_length}: give 1 or more")
+
+    def check_span_length(self, block_size: int) -> None:
+        """Raises UsageError for spans that are longer than an example."""
+        if self.max_span_length > block_size:
+            raise UsageError(f"--max_span_length {self.max_span_length} is more than an example has tokens: give less")
+
+
+@dataclass
 class LineByLineArguments:
     """Whether an example is a document or a block full of text."""
 

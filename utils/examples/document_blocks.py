@@ -4,12 +4,29 @@ import logging
 from collections.abc import Sequence
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
+from utils.examples.base import Examples
 from utils.examples.packed import PackedBlocksWithSpecialTokens
+from utils.examples.streaming import make_blocks
 from utils.tokens.token_store import TokenStore
+from utils.tokens.token_stream import TokenStream
+from utils.tokens.tokenizer import special_token_affixes
 
 
 logger = logging.getLogger(__name__)
+
+
+def make_text_blocks(
+    tokens: TokenStore | TokenStream,
+    tokenizer: PreTrainedTokenizerBase,
+    block_size: int,
+    max_blocks: int | None,
+    line_by_line: bool,
+) -> Examples:
+    """DocumentBlocks with `line_by_line`, otherwise PackedBlocksWithSpecialTokens; for a stream, a stream of them."""
+    blocks_class = DocumentBlocks if line_by_line else PackedBlocksWithSpecialTokens
+    return make_blocks(blocks_class, tokens, block_size, special_token_affixes(tokenizer), max_blocks)
 
 
 class DocumentBlocks(PackedBlocksWithSpecialTokens):

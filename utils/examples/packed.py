@@ -120,7 +120,7 @@ class PackedBlocksWithSpecialTokens(PackedBlocks):
 
 def require_one_block(blocks: PackedBlocks | None) -> None:
     """Raise UsageError if the validation corpus does not fill one block: its metrics would be of a shorter context."""
-    if blocks is None:  # no evaluation
+    if blocks is None or not blocks.cuts_documents:  # no evaluation, or one document per example
         return
     num_tokens = len(blocks.store.tokens)
     if num_tokens < blocks.content_size:

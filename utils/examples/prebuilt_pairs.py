@@ -1,7 +1,7 @@
 """Pairs of texts and labels from a dataset that already has them, as texts or as token ids."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import datasets
 import numpy as np
@@ -180,3 +180,8 @@ def read_labels(documents: datasets.Dataset, description: str) -> np.ndarray:
     if wrong:
         raise UsageError(f"{LABEL} of the {description} data has the value {wrong[0]!r}: it must be 0 or 1 everywhere")
     return values.to_numpy().astype(np.uint8)
+
+
+def column_text(*columns: str) -> Callable[[dict], str]:
+    """A function that reads the text of these columns, joined by spaces, from a row."""
+    return lambda row: " ".join(row[column] for column in columns)
