@@ -18,8 +18,8 @@ class SentencePairArguments(MaskingArguments):
         default=None,
         metadata={
             "choices": ["nsp", "sop"],
-            "help": "nsp: B follows A, or is from another document. sop: A and B are in order, or swapped. Default: sop "
-            "for ALBERT, nsp for other models.",
+            "help": "nsp: B follows A, or is from another document. sop: A and B are in order, or swapped. Default: "
+            "sop for ALBERT, nsp for other models.",
         },
     )
     segment_by: str = field(
