@@ -95,19 +95,19 @@ def add_adapter(
     adapter_ids = _ids(_trainable(model).values()) - _ids(base_parameters.values())
     embedding_modules = filter(None, (model.get_input_embeddings(), model.get_output_embeddings()))
     embeddings = [parameter for module in embedding_modules for parameter in module.parameters()]
-    trained_ids = saved_ids = _ids(new_parameters)
+    saved_ids = _ids(new_parameters)
     if adapter_args.train_embeddings:
-        trained_ids = saved_ids = saved_ids | _ids(embeddings)
-    elif id(embeddings[0]) in saved_ids:
-        trained_ids = saved_ids - _ids(embeddings)
+        saved_ids |= _ids(embeddings)
+    trained_ids = adapter_ids | saved_ids
+    if not adapter_args.train_embeddings and id(embeddings[0]) in saved_ids:
+        trained_ids -= _ids(embeddings)
         logger.warning("adapter: the tokenizer has tokens that the model lacks; --train_embeddings trains them")
-    trained_ids = adapter_ids | trained_ids if adapter_args.train_adapter else set()
     for parameter in model.parameters():
-        parameter.requires_grad_(id(parameter) in trained_ids)
+        parameter.requires_grad_(adapter_args.train_adapter and id(parameter) in trained_ids)
     saved_weights = [key for key, parameter in model.named_parameters() if id(parameter) in saved_ids]
 
     if has_prefixes(model) and model.config._attn_implementation != "eager":
-        # The library's SDPA attention applies the causal mask at the wrong offset when there are prefixes.
+        # The library's SDPA attention aligns the causal mask with the prefixes, which gives wrong results.
         model.set_attn_implementation("eager")
         logger.info("adapter: using eager attention, which prefixes require")
     _try_forward(model, flag)
