@@ -170,7 +170,7 @@ def main(args: list[str] | None = None) -> None:
         training_args,
         model_args.cache_dir,
         model_args.token,
-        holds_examples=lambda rows: pair_source(rows, pair_args.is_already_preprocessed, named_columns) != "documents",
+        has_examples=lambda rows: pair_source(rows, pair_args.is_already_preprocessed, named_columns) != "documents",
     )
     source = pair_source(next(iter(raw_datasets.values())), pair_args.is_already_preprocessed, named_columns)
     refuse_idle_flags(source, pair_args.is_already_masked, run_args)

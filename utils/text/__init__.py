@@ -1,1 +1,1 @@
-"""Where documents come from: the Hub, files, saved data sets and streams."""
+"""Load documents from the Hub, files, saved datasets and streams."""
