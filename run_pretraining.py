@@ -180,7 +180,7 @@ def main(args: list[str] | None = None) -> None:
     if source == "texts":
         columns = text_columns(raw_datasets, named_columns)
         text = column_text(*columns)
-    tokenizer = load_tokenizer(model_args, raw_datasets.get("train"), text, for_masks=True, for_pairs=True)
+    tokenizer = load_tokenizer(model_args, raw_datasets.get("train"), text, needs_mask_token=True, for_pairs=True)
 
     # Blocks: pairs of texts A and B, made anew each epoch from the segments of documents, or those of the data set
     block_size = data_args.block_size or default_block_size(config, tokenizer.model_max_length)

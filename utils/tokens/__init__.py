@@ -1,1 +1,1 @@
-"""Documents to token ids: tokenizers, encoders, the token store and the token stream."""
+"""Turn documents into token ids: tokenizers, the encoder, the token store and the token stream."""
