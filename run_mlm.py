@@ -66,7 +66,7 @@ def main(args: list[str] | None = None) -> None:
     raw_datasets = load_corpus(data_args, training_args, model_args.cache_dir, model_args.token)
 
     # Tokenizer
-    tokenizer = load_tokenizer(model_args, raw_datasets.get("train"), document_text, for_masks=True)
+    tokenizer = load_tokenizer(model_args, raw_datasets.get("train"), document_text, needs_mask_token=True)
 
     # Blocks: every token of the corpus, in order, between the model's special tokens; or one document per example
     block_size = data_args.block_size or default_block_size(config, tokenizer.model_max_length)

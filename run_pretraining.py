@@ -105,7 +105,7 @@ def main(args: list[str] | None = None) -> None:
         training_args,
         model_args.cache_dir,
         model_args.token,
-        holds_examples=lambda rows: source_of(rows) != "documents",
+        has_examples=lambda rows: source_of(rows) != "documents",
     )
     source = source_of(next(iter(raw_datasets.values())))
     pair_args.refuse_ignored_flags(source, run_args)
@@ -113,7 +113,7 @@ def main(args: list[str] | None = None) -> None:
     # Tokenizer
     columns = text_columns(raw_datasets, named_columns) if source == "texts" else []
     text = column_text(*columns) if columns else document_text
-    tokenizer = load_tokenizer(model_args, raw_datasets.get("train"), text, for_masks=True, for_pairs=True)
+    tokenizer = load_tokenizer(model_args, raw_datasets.get("train"), text, needs_mask_token=True, for_pairs=True)
 
     # Blocks: pairs of texts A and B, drawn anew each epoch from the segments of documents; or those of the dataset
     block_size = data_args.block_size or default_block_size(config, tokenizer.model_max_length)

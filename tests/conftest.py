@@ -155,7 +155,7 @@ def make_xlnet(vocab_size: int, **overrides):
 @pytest.fixture(scope="session")
 def masked_tokenizer():
     """A byte-level BPE tokenizer of 300 tokens with RoBERTa's special tokens."""
-    return train_tokenizer("bpe", [make_lines(200)], 300, framed=True)
+    return train_tokenizer("bpe", [make_lines(200)], 300, add_special_tokens=True)
 
 
 @pytest.fixture

@@ -122,7 +122,7 @@ def shelf(tmp_path_factory, tokenizer, masked_tokenizer):
     """The models as folders and the data sets as files, by the names they have on the hub."""
     folder = tmp_path_factory.mktemp("shelf")
     wordpiece = train_tokenizer("wordpiece", [make_lines(200)], 300)
-    unigram = train_tokenizer("unigram", [make_lines(200)], 60, framed=True)
+    unigram = train_tokenizer("unigram", [make_lines(200)], 60, add_special_tokens=True)
     sizes = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
     bert = BertForPreTraining(BertConfig(**sizes, vocab_size=len(wordpiece), max_position_embeddings=128))
     distilbert = make_masked_model("distilbert", len(wordpiece))

@@ -101,7 +101,7 @@ def folder(tmp_path_factory) -> Path:
         "attention_probs_dropout_prob": 0.0, "pad_token_id": 1,
     }  # fmt: skip
     for script in SCRIPTS:
-        options = {"framed": script != "clm", "for_pairs": script == "pretraining"}
+        options = {"add_special_tokens": script != "clm", "for_pairs": script == "pretraining"}
         tokenizer = train_tokenizer("bpe", [make_lines(200)], 300, **options)
         if script == "clm":
             model = make_model("gpt2", len(tokenizer))

@@ -301,7 +301,7 @@ def test_mistake_with_overwriting_destroys_nothing(
         ("missing/", "no such file or folder"),
         ("missing*.txt", "no file matches"),
         ("texts/*.csv", "no file matches"),
-        ("texts", "holds no file of .txt"),
+        ("texts", "contains no .txt"),
         ("texts/README.md", "must end in one of .txt"),
     ],
 )

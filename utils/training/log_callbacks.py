@@ -6,7 +6,7 @@ import sys
 from tqdm import tqdm
 from transformers.trainer_callback import TrainerCallback
 
-from utils.progress import clock
+from utils.progress import format_duration
 
 
 logger = logging.getLogger(__name__)
@@ -16,7 +16,7 @@ def training_line(logs: dict[str, float]) -> str:
     """The figures of a training step as text."""
     return (
         f"loss {logs['loss']:.4f} | lr {logs['learning_rate']:.3g} | grad norm {logs.get('grad_norm', 0.0):.3g} | "
-        f"{logs['tokens_per_second']:,.0f} tokens/s | ETA {clock(logs['eta_seconds'])}"
+        f"{logs['tokens_per_second']:,.0f} tokens/s | ETA {format_duration(logs['eta_seconds'])}"
     )
 
 

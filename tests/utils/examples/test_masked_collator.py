@@ -56,7 +56,7 @@ def test_rates_over_100_000_tokens(masked_tokenizer, shares, whole_word_mask):
 @pytest.mark.parametrize("whole_word_mask", [False, True])
 def test_nothing_special_is_masked(kind, whole_word_mask):
     """Neither [CLS], [SEP] and padding nor special tokens within the text, not even inside a word."""
-    tokenizer = train_tokenizer(kind, [make_lines(200)], 300, framed=True)
+    tokenizer = train_tokenizer(kind, [make_lines(200)], 300, add_special_tokens=True)
     examples = make_examples(tokenizer, [40, 25, 3, 17], words=True)
     for example in examples[:2]:
         example["input_ids"][5:-2:4] = tokenizer.all_special_ids[1]
