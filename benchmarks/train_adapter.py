@@ -78,6 +78,7 @@ def training_cost(flags: argparse.Namespace, name: str, adapter_config: str | No
     """The median time of one of our training steps in seconds, and how far training raises the peak memory in MB."""
     silence_libraries()
     with tempfile.TemporaryDirectory() as folder:
+        # Kept until the end: training would reuse the memory of a freed initial model, which the peak would not show.
         comparison = adapter_comparison(flags, Path(folder), name, adapter_config)
         trainer = comparison.trainers["ours"]()
         timer = StepTimer()
