@@ -401,24 +401,6 @@ def test_other_ways_to_train(model_type, flags, base, train, evaluate, tmp_path)
         assert loaded["eval_loss"] == pytest.approx(results["eval_loss"], abs=1e-6)
 
 
-def test_two_processes_are_one(base, train, train_file, validation_file, common_args, tmp_path):
-    folder = base("bert")
-    flags = ["--optim", "sgd", "--max_grad_norm", 0, "--use_cpu", "--max_train_samples", 16, "--adapter_name", "a"]
-    one = train(folder, run_mlm, "one", *flags, "--per_device_train_batch_size", 8)
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--standalone"]
-    run_python(
-        *launcher, ROOT / "run_mlm.py", "--output_dir", tmp_path / "two", *common_args, "--model_name_or_path", folder,
-        "--train_file", train_file, "--validation_file", validation_file, "--do_train", "--do_eval",
-        "--max_seq_length", 32, "--max_steps", 4, "--learning_rate", "1e-2", "--train_adapter", *flags,
-        "--per_device_train_batch_size", 4, OMP_NUM_THREADS="1",
-    )  # fmt: skip
-    two = json.loads((tmp_path / "two" / "all_results.json").read_text())
-    assert two["eval_loss"] == pytest.approx(one["eval_loss"], rel=1e-6)
-    expected = trained_weights(tmp_path / "one")
-    for name, weight in trained_weights(tmp_path / "two").items():
-        torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-6)
-
-
 def test_the_command_of_the_manual(checkpoint, train_file, validation_file, common_args, tmp_path):
     """AdapterHub's, with a stand-in for gpt2; the output folder is there already."""
     (tmp_path / "out").mkdir()
