@@ -183,7 +183,8 @@ def test_the_default_length_is_512(train_file, run, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             seen = record_examples(patch)
             name = str(expected)
-            run(tmp_path / name, *XLNET, "--train_file", path, "--max_steps", 1, "--do_train", *flags)
+            one = ["--do_train", "--max_steps", 1, "--per_device_train_batch_size", 1]
+            run(tmp_path / name, *XLNET, "--train_file", path, *one, *flags)
         assert max(len(ids) for _, _, ids, *_ in seen) == expected
 
 
