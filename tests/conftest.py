@@ -1,6 +1,12 @@
-"""Fixtures: a little text, tokenizers and models of a layer or two. Nothing is downloaded, nothing is left behind."""
+"""Fixtures: a little text, tokenizers, and models of a layer or two. Nothing is downloaded or left behind.
+
+torch, transformers, and the scripts are imported by the functions and fixtures that use them, so that a test that
+needs none of them starts at once.
+"""
 
 import atexit
+import importlib
+import importlib.metadata
 import json
 import os
 import random
@@ -10,55 +16,72 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
 from hub_server import HubServer
 
 
-HUB = HubServer()
+HUB = HubServer()  # its address is reserved; it answers from when the fixture `hub` is first used
 HF_HOME = tempfile.mkdtemp(prefix="hf-home-")  # neither the user's token nor the user's cache
 atexit.register(shutil.rmtree, HF_HOME, ignore_errors=True)
 for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_TOKEN_PATH"):
     os.environ.pop(name, None)
-os.environ |= {
+os.environ |= {  # before the libraries are imported, which read them once
     "HF_HOME": HF_HOME,
-    "HF_ENDPOINT": HUB.url,  # read when the libraries are imported; used by the tests that take the fixture `hub`
-    "HF_HUB_DISABLE_XET": "1",  # the hub's other way for large files, with servers of its own
+    "HF_ENDPOINT": HUB.url,
+    "HF_HUB_DISABLE_XET": "1",  # the Hub's other protocol for large files, with servers of its own
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
     "CUDA_VISIBLE_DEVICES": "",
     "TOKENIZERS_PARALLELISM": "false",
-    "OMP_NUM_THREADS": "1",  # small products are no faster with two, and ten times as slow where a core is busy
+    "OMP_NUM_THREADS": "1",  # small products are no faster with two, and ten times as slow on a busy core
 }
 
-import datasets  # noqa: E402  (the variables above must be set before these are imported)
-import huggingface_hub  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from transformers import (  # noqa: E402
-    AutoConfig,
-    AutoModelForMaskedLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    XLNetConfig,
-    XLNetLMHeadModel,
-)
-
-import run_clm  # noqa: E402
-from utils.compat import NO_ADAPTERS_REASON  # noqa: E402
-from utils.tokens.tokenizer_training import train_tokenizer  # noqa: E402
-
+TRANSFORMERS_5 = int(importlib.metadata.version("transformers").split(".")[0]) >= 5
 
 ROOT = Path(__file__).resolve().parent.parent
-collect_ignore = ["test_adapters.py" if NO_ADAPTERS_REASON else "test_adapters_refused.py"]
-needs_adapters = pytest.mark.skipif(NO_ADAPTERS_REASON is not None, reason=NO_ADAPTERS_REASON or "")
+collect_ignore = ["test_adapters.py" if TRANSFORMERS_5 else "test_adapters_refused.py"]
+needs_adapters = pytest.mark.skipif(TRANSFORMERS_5, reason="the library adapters needs transformers 4.57")
+
+# Files and tests whose subject depends on neither transformers, tokenizers, nor datasets. They get the marker
+# any_version and run with 4.57 alone: `make tests TRANSFORMERS=5` deselects them.
+ANY_VERSION = (
+    "test_processes.py::test_accelerate_takes_the_recipe",
+    "test_processes.py::test_slurm_job_is_requeued_after_the_signal_alone",
+    "utils/test_blocks.py",
+    "utils/test_checkpoints.py",
+    "utils/test_command_line.py::test_a_job_ends_its_process_group",
+    "utils/test_divergence.py",
+    "utils/test_fingerprint.py",
+    "utils/test_framed_blocks.py",
+    "utils/test_interruption.py",
+    "utils/test_launch.py",
+    "utils/test_sentence_pairs.py",
+    "utils/test_token_store.py::test_processes_of_one_job_build_once",
+)
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "any_version: depends on neither transformers, tokenizers, nor datasets")
+    for name in ANY_VERSION:
+        file, _, test = name.partition("::")
+        path = ROOT / "tests" / file
+        if not path.is_file() or f"def {test}(" not in path.read_text() and test:
+            raise pytest.UsageError(f"conftest.ANY_VERSION: there is no {name}")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        file = item.path.relative_to(ROOT / "tests").as_posix()
+        if file in ANY_VERSION or f"{file}::{item.originalname}" in ANY_VERSION:
+            item.add_marker("any_version")
+
+
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "one", "red", "bird", "fly", "over", "two", "green"]
 WORDS += ["hills", "near", "some", "old", "stone", "houses", "by", "river"]
 
 
 def make_lines(num_lines: int, seed: int = 0) -> list[str]:
-    """Lines of 1 to 20 words with an order that can be learnt: each word is likely followed by its neighbour."""
+    """Lines of 1 to 20 words with an order that can be learned: each word is likely followed by its neighbor."""
     generator = random.Random(seed)
     lines = []
     for _ in range(num_lines):
@@ -74,6 +97,8 @@ def make_lines(num_lines: int, seed: int = 0) -> list[str]:
 @pytest.fixture(scope="session")
 def tokenizer():
     """A byte-level BPE tokenizer of 300 tokens."""
+    from utils.tokens.tokenizer_training import train_tokenizer
+
     return train_tokenizer("bpe", [make_lines(200)], vocab_size=300)
 
 
@@ -93,6 +118,9 @@ def validation_file(tmp_path) -> Path:
 
 def make_model(kind: str, vocab_size: int, **overrides):
     """A random model of two layers, 16 wide, without dropout; weights large enough for a loss away from log(V)."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(0)
     if kind == "gpt2":
         config = {"n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 128, "vocab_size": vocab_size}
@@ -138,6 +166,9 @@ MASKED_SIZES_BY_TYPE = {
 
 def make_masked_model(model_type: str, vocab_size: int, **overrides):
     """A random masked model of two layers, 16 wide, without dropout."""
+    import torch
+    from transformers import AutoConfig, AutoModelForMaskedLM
+
     torch.manual_seed(0)
     sizes = MASKED_SIZES_BY_TYPE.get(model_type, MASKED_SIZES)
     config = AutoConfig.for_model(model_type, **(sizes | overrides), vocab_size=vocab_size)
@@ -146,6 +177,9 @@ def make_masked_model(model_type: str, vocab_size: int, **overrides):
 
 def make_xlnet(vocab_size: int, **overrides):
     """A random XLNet of two layers, 16 wide, without dropout."""
+    import torch
+    from transformers import XLNetConfig, XLNetLMHeadModel
+
     torch.manual_seed(0)
     config = {"n_layer": 2, "d_model": 16, "n_head": 2, "d_inner": 32, "vocab_size": vocab_size, "dropout": 0.0}
     config |= {"initializer_range": 0.3, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
@@ -155,6 +189,8 @@ def make_xlnet(vocab_size: int, **overrides):
 @pytest.fixture(scope="session")
 def masked_tokenizer():
     """A byte-level BPE tokenizer of 300 tokens with RoBERTa's special tokens."""
+    from utils.tokens.tokenizer_training import train_tokenizer
+
     return train_tokenizer("bpe", [make_lines(200)], 300, add_special_tokens=True)
 
 
@@ -182,9 +218,13 @@ def common_args(tmp_path) -> list[str]:
 
 @pytest.fixture
 def run(common_args):
-    """Run a script in this process with the common flags; `run(script, output_dir, *flags)` returns its results."""
+    """Run a script in this process with the common flags; `run(output_dir, *flags, script=...)` returns its results.
 
-    def call(output_dir: Path, *flags, script=run_clm) -> dict:
+    The script is run_clm unless another one is given.
+    """
+
+    def call(output_dir: Path, *flags, script=None) -> dict:
+        script = script or importlib.import_module("run_clm")
         script.main(["--output_dir", str(output_dir), *common_args, *map(str, flags)])
         results = output_dir / "all_results.json"
         return json.loads(results.read_text()) if results.exists() else {}
@@ -196,7 +236,8 @@ def run(common_args):
 def refused(common_args, tmp_path, capsys):
     """Run a script that must refuse its flags: returns the one line that it prints, and checks exit code 2."""
 
-    def call(*flags, script=run_clm, output_dir: Path | None = None) -> str:
+    def call(*flags, script=None, output_dir: Path | None = None) -> str:
+        script = script or importlib.import_module("run_clm")
         output_dir = output_dir or tmp_path / "refused-output"
         existed = output_dir.exists()
         capsys.readouterr()
@@ -214,6 +255,9 @@ def refused(common_args, tmp_path, capsys):
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """A hub without repositories, for the real clients in this process, which are online with it and it alone."""
+    import huggingface_hub
+
+    HUB.start()
     HUB.clear()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
     set_offline(monkeypatch, False)
@@ -225,6 +269,10 @@ def hub(monkeypatch, tmp_path):
 
 def set_offline(monkeypatch, value: bool) -> None:
     """As HF_HUB_OFFLINE does, which is read when the libraries are imported."""
+    import datasets
+    import huggingface_hub
+    import transformers
+
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", value)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", value)
     if hasattr(transformers.utils.hub, "_is_offline_mode"):  # transformers 4

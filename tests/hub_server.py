@@ -52,7 +52,7 @@ class Repository:
 
 
 class HubServer:
-    """The server. HF_ENDPOINT must be set to `url`.
+    """The hub. HF_ENDPOINT must be set to `url`, which is known before the hub is started.
 
     Attributes:
         repositories: by (kind, name), where kind is "model" or "dataset".
@@ -63,14 +63,22 @@ class HubServer:
     """
 
     def __init__(self):
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), _Handler, bind_and_activate=False)
+        self.http.server_bind()
         self.http.daemon_threads = True
+        self.is_started = False
         self.http.hub = self
         self.url = f"http://127.0.0.1:{self.http.server_port}"
         self.cdn_url = f"http://localhost:{self.http.server_port}"  # to the clients, another host
         self.lock = threading.Lock()
         self.clear()
-        threading.Thread(target=self.http.serve_forever, args=(0.05,), daemon=True).start()
+
+    def start(self) -> None:
+        """Answer requests from now on, until the process ends."""
+        if not self.is_started:
+            self.is_started = True
+            self.http.server_activate()
+            threading.Thread(target=self.http.serve_forever, args=(0.05,), daemon=True).start()
 
     def clear(self) -> None:
         self.repositories: dict[tuple[str, str], Repository] = {}

@@ -9,6 +9,7 @@ import torch
 from adapters import ADAPTER_CONFIG_MAP
 from conftest import ROOT, make_lines, make_xlnet, run_python
 from huggingface_hub import ModelCard
+from processes import killed_after_checkpoint
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
@@ -182,49 +183,59 @@ def test_only_the_adapter_is_trained(model_type, base, train, monkeypatch, caplo
     assert f"adapter: mine, training {num_trained:,} of " in caplog.text
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "bert", "xlnet"])
-def test_snippet_of_the_card_loads_the_model(model_type, base, train, validation_file, tmp_path):
-    """In a new process, in plain PyTorch: the same loss as at the end of training."""
-    config = "prefix_tuning" if model_type == "gpt2" else "seq_bn"
-    results = train(base(model_type), SCRIPTS[model_type], "out", "--adapter_config", config)
-    card = ModelCard.load(tmp_path / "out" / "README.md")
-    assert card.data.library_name == "adapters"
-    assert card.data.base_model is None  # it is a folder, which the Hub would reject here
-    snippet = re.search(r"```python\n(.*?)```", card.content, re.DOTALL).group(1)
-    assert "init_xlnet" in snippet if model_type == "xlnet" else "adapters.init(model)" in snippet
-    count = f"""
+# For each (kind of model, code of a README.md, text file), prints the loss of the model that the code gives.
+EVALUATE_SNIPPETS = """
+import json
 import sys
 import numpy as np
 import torch
-from utils.examples.packed import PackedBlocksWithSpecialTokens, PackedBlocks
 from utils.examples.causal_collator import CausalLMCollator
 from utils.examples.masked_collator import MaskedLMCollator
 from utils.examples.permutation_collator import PermutationLMCollator
 from utils.models.factorization_order import use_factorization_order
 from utils.tokens.tokenizer import special_token_affixes
 
-text = open({str(validation_file)!r}).read()
-ids = sum((tokenizer(line, add_special_tokens=False)["input_ids"] for line in text.splitlines(keepends=True)), [])
-kind = {model_type!r}
-first, last = ([], []) if kind == "gpt2" else special_token_affixes(tokenizer)
-size = 32 - len(first) - len(last)
-collators = {{"bert": MaskedLMCollator, "xlnet": PermutationLMCollator}}
-use_factorization_order(model)
-nll, targets = 0.0, 0
-for index, start in enumerate(range(0, len(ids), size)):
-    example = {{"input_ids": np.array(first + ids[start : start + size] + last), "index": index, "epoch": 0}}
-    batch = CausalLMCollator(tokenizer)([example]) if kind == "gpt2" else collators[kind](tokenizer, 42)([example])
-    labels = batch.pop("labels")
-    with torch.no_grad():
-        logits = model.eval()(**batch).logits
-    if kind == "gpt2":
-        logits, labels = logits[:, :-1], labels[:, 1:]
-    nll += torch.nn.functional.cross_entropy(logits.double().flatten(0, 1), labels.flatten(), reduction="sum").item()
-    targets += (labels != -100).sum().item()
-print(nll / targets)
+for kind, snippet, text_file in json.loads(sys.argv[1]):
+    names = {}
+    exec(snippet, names)
+    model, tokenizer = names["model"].eval(), names["tokenizer"]
+    lines = open(text_file).read().splitlines(keepends=True)
+    ids = sum((tokenizer(line, add_special_tokens=False)["input_ids"] for line in lines), [])
+    first, last = ([], []) if kind == "gpt2" else special_token_affixes(tokenizer)
+    size = 32 - len(first) - len(last)
+    collators = {"bert": MaskedLMCollator, "xlnet": PermutationLMCollator}
+    use_factorization_order(model)
+    nll, targets = 0.0, 0
+    for index, start in enumerate(range(0, len(ids), size)):
+        example = {"input_ids": np.array(first + ids[start : start + size] + last), "index": index, "epoch": 0}
+        batch = CausalLMCollator(tokenizer)([example]) if kind == "gpt2" else collators[kind](tokenizer, 42)([example])
+        labels = batch.pop("labels")
+        with torch.no_grad():
+            logits = model(**batch).logits.double()
+        if kind == "gpt2":
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        nll += torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").item()
+        targets += (labels != -100).sum().item()
+    print("loss", kind, nll / targets)
 """
-    printed = run_python("-c", snippet + count, PYTHONPATH=str(ROOT)).stdout
-    assert float(printed.split()[-1]) == pytest.approx(results["eval_loss"], abs=1e-5)
+
+
+def test_the_snippet_of_the_card_gives_the_model(base, train, validation_file, tmp_path):
+    """In a fresh process, in plain PyTorch: the same loss as at the end of the training."""
+    expected, jobs = {}, []
+    for model_type in ("gpt2", "bert", "xlnet"):
+        config = "prefix_tuning" if model_type == "gpt2" else "seq_bn"
+        results = train(base(model_type), SCRIPTS[model_type], model_type, "--adapter_config", config)
+        expected[model_type] = results["eval_loss"]
+        card = ModelCard.load(tmp_path / model_type / "README.md")
+        assert card.data.library_name == "adapters"
+        assert card.data.base_model is None  # a folder, which the Hub would refuse there
+        snippet = re.search(r"```python\n(.*?)```", card.content, re.DOTALL).group(1)
+        assert "init_xlnet" in snippet if model_type == "xlnet" else "adapters.init(model)" in snippet
+        jobs.append((model_type, snippet, str(validation_file)))
+    printed = run_python("-c", EVALUATE_SNIPPETS, json.dumps(jobs), PYTHONPATH=str(ROOT)).stdout
+    losses = {kind: float(loss) for kind, loss in re.findall(r"^loss (\w+) (\S+)$", printed, re.MULTILINE)}
+    assert losses == pytest.approx(expected, abs=1e-5)
 
 
 def test_model_from_scratch_is_saved_with_its_adapter(run, evaluate, train_file, validation_file, tmp_path):
@@ -314,22 +325,12 @@ def test_training_continues_from_a_saved_adapter(base, train, tmp_path):
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "xlnet"])
-def test_resumed_training_is_equal_to_uninterrupted_training(model_type, base, train, tmp_path, monkeypatch):
+def test_resumed_adapter_ends_as_the_uninterrupted_one(model_type, base, train, tmp_path):
     script = SCRIPTS[model_type]
     flags = ["--save_strategy", "steps", "--save_steps", 1, "--max_steps", 6, "--save_total_limit", 2]
     train(base(model_type), script, "whole", *flags)
 
-    class Killed(Exception):
-        pass
-
-    class Killer(script.LMTrainer):
-        def _save_checkpoint(self, *args):
-            super()._save_checkpoint(*args)
-            if self.state.global_step == 3:
-                raise Killed
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(script, "LMTrainer", Killer)
+    with killed_after_checkpoint(script, 3):
         train(base(model_type), script, "resumed", *flags)
     train(base(model_type), script, "resumed", *flags)
     whole, resumed = trained_weights(tmp_path / "whole"), trained_weights(tmp_path / "resumed")
@@ -401,34 +402,17 @@ def test_training_options(model_type, flags, base, train, evaluate, tmp_path):
         assert loaded["eval_loss"] == pytest.approx(results["eval_loss"], abs=1e-6)
 
 
-def test_two_processes_are_one(base, train, train_file, validation_file, common_args, tmp_path):
-    folder = base("bert")
-    flags = ["--optim", "sgd", "--max_grad_norm", 0, "--use_cpu", "--max_train_samples", 16, "--adapter_name", "a"]
-    one = train(folder, run_mlm, "one", *flags, "--per_device_train_batch_size", 8)
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--standalone"]
-    run_python(
-        *launcher, ROOT / "run_mlm.py", "--output_dir", tmp_path / "two", *common_args, "--model_name_or_path", folder,
-        "--train_file", train_file, "--validation_file", validation_file, "--do_train", "--do_eval",
-        "--max_seq_length", 32, "--max_steps", 4, "--learning_rate", "1e-2", "--train_adapter", *flags,
-        "--per_device_train_batch_size", 4, OMP_NUM_THREADS="1",
-    )  # fmt: skip
-    two = json.loads((tmp_path / "two" / "all_results.json").read_text())
-    assert two["eval_loss"] == pytest.approx(one["eval_loss"], rel=1e-6)
-    expected = trained_weights(tmp_path / "one")
-    for name, weight in trained_weights(tmp_path / "two").items():
-        torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-6)
-
-
-def test_the_command_of_the_manual(checkpoint, train_file, validation_file, common_args, tmp_path):
+def test_the_command_of_the_manual(checkpoint, train_file, validation_file, tmp_path):
     """AdapterHub's, with a stand-in for gpt2; the output folder is there already."""
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine")
-    run_python(
-        "run_clm.py", "--model_name_or_path", checkpoint("gpt2"), "--train_file", train_file, "--validation_file",
+    command = [
+        "--model_name_or_path", checkpoint("gpt2"), "--train_file", train_file, "--validation_file",
         validation_file, "--per_device_train_batch_size", 8, "--per_device_eval_batch_size", 8, "--do_train",
         "--do_eval", "--output_dir", tmp_path / "out", "--train_adapter", "--adapter_config", "seq_bn",
-        "--overwrite_output_dir", *common_args[:2],
-    )  # fmt: skip
+        "--overwrite_output_dir", "--cache_dir", tmp_path / "cache",
+    ]  # fmt: skip
+    run_clm.main([str(word) for word in command])
     assert (tmp_path / "out" / "adapter.safetensors").is_file()
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
 

@@ -1,34 +1,31 @@
-"""Several processes, and several machines, are as one: sharded (FSDP2), launched, stopped and restarted."""
+"""Several processes, or several machines, give the results of one: sharded (FSDP2), launched, and restarted."""
 
 import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from conftest import ROOT, make_lines, make_masked_model, make_model, make_xlnet, needs_adapters, run_python
+from conftest import ROOT, make_masked_model, make_model, make_xlnet, needs_adapters, run_python
+from processes import free_port
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForPreTraining
+from scripts import ADAPTER, SCRIPTS, flags_of, save_checkpoints, write_documents
 
 import run_clm
 import run_mlm
-import run_plm
-import run_pretraining
-from utils.compat import NO_ADAPTERS_REASON
-from utils.tokens.tokenizer_training import train_tokenizer
+from utils.compat import TRANSFORMERS_5
 from utils.training.fsdp import layer_classes
 
 
-SCRIPTS = {"clm": run_clm, "mlm": run_mlm, "plm": run_plm, "pretraining": run_pretraining}
 # Runs that follow each other in the same processes. accelerate shards models on accelerators alone, but its code and
-# torch's run on CPUs, too, once it takes the processes for those of GPUs.
+# torch's run on CPUs too, once it takes the processes for those of GPUs.
 SHARDED_JOB = """
 import importlib, json, os, sys, time
 from pathlib import Path
@@ -39,45 +36,40 @@ from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 
 from utils.config import training_arguments
-from utils.tokens import token_store
 from utils.training.trainer import LMTrainer
 
 folder, seconds = Path(sys.argv[1]), float(sys.argv[2])
 rank = int(os.environ["RANK"])
-create_accelerator, build = LMTrainer.create_accelerator_and_postprocess, token_store._build
-get_batch_samples, compute_loss = LMTrainer.get_batch_samples, LMTrainer.compute_loss
+create_accelerator, compute_loss = LMTrainer.create_accelerator_and_postprocess, LMTrainer.compute_loss
 read, is_sharded = [], []
 
 def create_accelerator_on_cpu(trainer):
     PartialState().distributed_type = DistributedType.MULTI_GPU
     create_accelerator(trainer)
 
-def build_slowly(*args):
-    with open(folder / "built.txt", "a") as file:
-        file.write("built\\n")
-    time.sleep(seconds if len((folder / "built.txt").read_text().split()) == 1 else 0)
-    build(*args)
-
-def note_batches(trainer, *args):
-    batches, num_targets = get_batch_samples(trainer, *args)
-    read.extend([trainer.state.epoch // 1, row] for batch in batches for row in batch["input_ids"].tolist())
-    return batches, num_targets
-
-def note_kind(trainer, model, *args, **kwargs):
+def note_batch(trainer, model, inputs, *args, **kwargs):
+    read.extend([int(trainer.state.epoch), row] for row in inputs["input_ids"].tolist())
     is_sharded.append(all(isinstance(parameter, DTensor) for parameter in model.parameters()))
-    loss = compute_loss(trainer, model, *args, **kwargs)
+    loss = compute_loss(trainer, model, inputs, *args, **kwargs)
     assert loss.dtype == torch.float32
     return loss
 
-LMTrainer.create_accelerator_and_postprocess = create_accelerator_on_cpu
-LMTrainer.get_batch_samples, LMTrainer.compute_loss = note_batches, note_kind
-token_store._build = build_slowly
+def slow_text(row):
+    with open(os.environ["TOKENIZED"], "a") as file:
+        time.sleep(0 if file.tell() else float(os.environ["SECONDS"]))
+        file.write(row["text"].strip() + "\\n")
+    return row["text"]
+
+LMTrainer.create_accelerator_and_postprocess, LMTrainer.compute_loss = create_accelerator_on_cpu, note_batch
 training_arguments.LMTrainingArguments._check_fsdp = lambda self: None
 torch.cpu._is_avx512_bf16_supported = lambda: True  # slow elsewhere, but it works
+os.environ["SECONDS"], os.environ["TOKENIZED"] = str(seconds), str(folder / "tokenized.txt")
 for name, script, flags in json.loads((folder / "runs.json").read_text()):
     AcceleratorState._reset_state()
     GradientState._reset_state()
-    importlib.import_module("run_" + script).main(["--output_dir", str(folder / name), *flags])
+    script = importlib.import_module("run_" + script)
+    script.document_text = slow_text
+    script.main(["--output_dir", str(folder / name), *flags])
     (folder / f"{name}.{rank}.json").write_text(json.dumps({"read": read, "is_sharded": is_sharded}))
     read.clear(), is_sharded.clear()
 """
@@ -91,71 +83,37 @@ FSDP2 = {
 def folder(tmp_path_factory) -> Path:
     """Models with their tokenizers, and texts."""
     folder = tmp_path_factory.mktemp("processes")
-    lines = make_lines(60)
-    (folder / "train.txt").write_text("\n\n".join("\n".join(lines[i : i + 5]) for i in range(0, 60, 5)) + "\n")
-    lines = make_lines(30, seed=1)
-    (folder / "validation.txt").write_text("\n\n".join("\n".join(lines[i : i + 5]) for i in range(0, 30, 5)) + "\n")
-    bert = {
-        "num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2,
-        "max_position_embeddings": 64, "initializer_range": 0.3, "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0, "pad_token_id": 1,
-    }  # fmt: skip
-    for script in SCRIPTS:
-        options = {"add_special_tokens": script != "clm", "for_pairs": script == "pretraining"}
-        tokenizer = train_tokenizer("bpe", [make_lines(200)], 300, **options)
-        if script == "clm":
-            model = make_model("gpt2", len(tokenizer))
-        elif script == "mlm":
-            model = make_masked_model("bert", len(tokenizer))
-        elif script == "plm":
-            model = make_xlnet(len(tokenizer))
-        else:
-            torch.manual_seed(0)
-            config = AutoConfig.for_model("bert", **bert, vocab_size=len(tokenizer))
-            model = AutoModelForPreTraining.from_config(config)
-        model.save_pretrained(folder / f"{script}-model")
-        tokenizer.save_pretrained(folder / f"{script}-model")
+    write_documents(folder / "train.txt", 60)
+    write_documents(folder / "validation.txt", 30, seed=1)
+    save_checkpoints(folder)
     return folder
 
 
-def flags_of(folder: Path, script: str, batch_size: int) -> list[str]:
-    return list(
-        map(
-            str,
-            [
-                "--model_name_or_path", folder / f"{script}-model", "--train_file", folder / "train.txt",
-                "--validation_file", folder / "validation.txt", "--max_seq_length", 32, "--max_train_samples", 13,
-                "--num_train_epochs", 2, "--learning_rate", "1e-2", "--optim", "sgd", "--max_grad_norm", 0,
-                "--per_device_train_batch_size", batch_size, "--per_device_eval_batch_size", 7, "--bf16", "false",
-                "--report_to", "none", "--disable_tqdm", "true", "--save_strategy", "no", "--logging_steps", 1,
-                "--do_train", "--do_eval", "--use_cpu", "--cache_dir", folder / "cache",
-            ],
-        )
-    )  # fmt: skip
+def flags_for(folder: Path, name: str, batch_size: int, *more: str) -> list[str]:
+    return flags_of(folder, name, "--per_device_train_batch_size", batch_size, *more)
 
 
-ADAPTER = ["--train_adapter", "--adapter_config", "seq_bn", "--adapter_name", "a"]
 ADAM = ["--optim", "adamw_torch", "--save_strategy", "steps", "--save_steps", "1"]
 SECONDS_TO_BUILD, SECONDS_TO_ANSWER = 12, 10
 
 
 @pytest.fixture(scope="module")
 def sharded(folder) -> Path:
-    """The folder of the outputs of sharded runs in two processes."""
-    runs = [(script, script, flags_of(folder, script, 4)) for script in SCRIPTS]
+    """The folder with the outputs of sharded runs, all in one job of two processes."""
+    runs = [(f"{script}-sharded", script, flags_for(folder, script, 4)) for script in SCRIPTS]
     runs[0][2].extend(["--ddp_timeout", str(SECONDS_TO_ANSWER)])
     kinds = {"": []}
-    if NO_ADAPTERS_REASON is None:
-        runs.append(("adapter", "mlm", [*flags_of(folder, "mlm", 4), *ADAPTER]))
+    if not TRANSFORMERS_5:
+        runs.append(("adapter", "mlm", flags_for(folder, "mlm", 4, *ADAPTER)))
         kinds["adapter-"] = ADAPTER
     for kind, adapter in kinds.items():
-        flags = [*flags_of(folder, "clm", 4), *ADAM, *adapter]
+        flags = flags_for(folder, "clm", 4, *ADAM, *adapter)
         resume = ["--resume_from_checkpoint", str(folder / f"{kind}whole/checkpoint-3")]
         runs += [(f"{kind}whole", "clm", flags), (f"{kind}resumed", "clm", [*flags, *resume])]
-    evaluation = flags_of(folder, "clm", 4)
+    evaluation = flags_for(folder, "clm", 4)
     evaluation.remove("--do_train")
     runs.append(("evaluated", "clm", evaluation))
-    runs.append(("bf16", "clm", [*flags_of(folder, "clm", 4), "--bf16", "true"]))
+    runs.append(("bf16", "clm", flags_for(folder, "clm", 4, "--bf16", "true")))
     (folder / "runs.json").write_text(json.dumps(runs))
     (folder / "job.py").write_text(SHARDED_JOB)
     run_python(
@@ -165,8 +123,16 @@ def sharded(folder) -> Path:
     return folder
 
 
-def results(folder: Path) -> dict:
+def results_of(folder: Path) -> dict:
     return json.loads((folder / "all_results.json").read_text())
+
+
+def lines_of(path: Path) -> Counter:
+    return Counter(line for line in path.read_text().splitlines() if line)
+
+
+def lines_of_texts(folder: Path) -> Counter:
+    return lines_of(folder / "train.txt") + lines_of(folder / "validation.txt")
 
 
 def noted(folder: Path, name: str, what: str) -> list[list]:
@@ -176,44 +142,49 @@ def noted(folder: Path, name: str, what: str) -> list[list]:
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_sharded_processes_are_one(sharded, script, tmp_path):
     """2 sharded x 4 = 1 x 8: weights and evaluation; and transformers alone loads what is saved."""
-    SCRIPTS[script].main(["--output_dir", str(tmp_path / "one"), *flags_of(sharded, script, 8)])
-    one, two = results(tmp_path / "one"), results(sharded / script)
-    assert all(all(flags) and flags for flags in noted(sharded, script, "is_sharded"))
+    SCRIPTS[script].main(["--output_dir", str(tmp_path / "one"), *flags_for(sharded, script, 8)])
+    saved_in = sharded / f"{script}-sharded"
+    one, two = results_of(tmp_path / "one"), results_of(saved_in)
+    assert all(all(flags) and flags for flags in noted(sharded, saved_in.name, "is_sharded"))
     for key in one:
         if key.endswith(("loss", "perplexity", "bits_per_byte")):
             assert two[key] == pytest.approx(one[key], rel=1e-6)
         elif not re.search("runtime|per_second", key):
             assert two[key] == one[key]
-    expected, saved = (load_file(path / "model.safetensors") for path in (tmp_path / "one", sharded / script))
+    expected, saved = (load_file(path / "model.safetensors") for path in (tmp_path / "one", saved_in))
     assert saved.keys() == expected.keys()
     for name, weight in saved.items():
         torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-6)
-    again = flags_of(sharded, script, 8)
-    again[1] = str(sharded / script)
+    again = flags_for(sharded, script, 8)
+    again[1] = str(saved_in)
     again.remove("--do_train")
     SCRIPTS[script].main(["--output_dir", str(tmp_path / "again"), *again])
-    assert results(tmp_path / "again")["eval_loss"] == pytest.approx(two["eval_loss"], abs=1e-6)
+    assert results_of(tmp_path / "again")["eval_loss"] == pytest.approx(two["eval_loss"], abs=1e-6)
 
 
 def test_each_example_is_read_by_one_process(sharded):
     """13 examples by 2 processes x 4: none is read twice to fill the last batch, and none is left out."""
-    first, second = noted(sharded, "clm", "read")
+    first, second = noted(sharded, "clm-sharded", "read")
     for epoch in (0, 1):
         rows = [tuple(row) for read in (first, second) for at, row in read if at == epoch]
         assert len(rows) == len(set(rows)) == 13
 
 
 def test_a_long_preprocessing_is_waited_for_without_a_time_limit(sharded):
-    """The other process waited longer than a collective would have; and each text is tokenized once."""
+    """The other process waited longer than a collective would have, and all runs together tokenized each line 3 times.
+
+    That is, for clm, for mlm and plm, which have the same tokenizer, and for pretraining.
+    """
     assert SECONDS_TO_BUILD > SECONDS_TO_ANSWER
-    stores = [path for path in (sharded / "cache/language_modeling").iterdir() if path.is_dir()]
-    assert len((sharded / "built.txt").read_text().split()) == len(stores)
+    assert lines_of(sharded / "tokenized.txt") == {line: 3 * count for line, count in lines_of_texts(sharded).items()}
 
 
 @needs_adapters
 def test_sharded_adapter_is_saved_whole(sharded, tmp_path):
-    run_mlm.main(["--output_dir", str(tmp_path / "one"), *flags_of(sharded, "mlm", 8), *ADAPTER])
-    assert results(sharded / "adapter")["eval_loss"] == pytest.approx(results(tmp_path / "one")["eval_loss"], rel=1e-6)
+    run_mlm.main(["--output_dir", str(tmp_path / "one"), *flags_for(sharded, "mlm", 8, *ADAPTER)])
+    assert results_of(sharded / "adapter")["eval_loss"] == pytest.approx(
+        results_of(tmp_path / "one")["eval_loss"], rel=1e-6
+    )
     expected, saved = (load_file(path / "adapter.safetensors") for path in (tmp_path / "one", sharded / "adapter"))
     assert saved.keys() == expected.keys()
     for name, weight in saved.items():
@@ -226,23 +197,23 @@ def test_sharded_training_resumes_exactly(sharded, kind):
     whole, resumed = (load_file(sharded / f"{kind}{run}" / name) for run in ("whole", "resumed"))
     for key, weight in resumed.items():
         torch.testing.assert_close(weight, whole[key], rtol=0, atol=0)
-    assert results(sharded / f"{kind}resumed")["train_loss"] == pytest.approx(
-        results(sharded / f"{kind}whole")["train_loss"], rel=1e-9
+    assert results_of(sharded / f"{kind}resumed")["train_loss"] == pytest.approx(
+        results_of(sharded / f"{kind}whole")["train_loss"], rel=1e-9
     )
 
 
 def test_sharded_evaluation_alone(sharded, tmp_path):
-    flags = flags_of(sharded, "clm", 8)
+    flags = flags_for(sharded, "clm", 8)
     flags.remove("--do_train")
     run_clm.main(["--output_dir", str(tmp_path / "one"), *flags])
-    assert results(sharded / "evaluated")["eval_loss"] == pytest.approx(
-        results(tmp_path / "one")["eval_loss"], rel=1e-6
+    assert results_of(sharded / "evaluated")["eval_loss"] == pytest.approx(
+        results_of(tmp_path / "one")["eval_loss"], rel=1e-6
     )
 
 
 def test_sharded_sums_are_not_rounded_to_bfloat16(sharded):
     """A sum of some 600 nats has steps of 4 in bfloat16; the layers themselves are computed in it."""
-    exact, mixed = results(sharded / "clm"), results(sharded / "bf16")
+    exact, mixed = results_of(sharded / "clm-sharded"), results_of(sharded / "bf16")
     assert mixed["eval_loss"] != exact["eval_loss"]
     assert mixed["eval_loss"] == pytest.approx(exact["eval_loss"], rel=2e-3)
     total = mixed["eval_loss"] * mixed["eval_tokens"]
@@ -260,19 +231,16 @@ def test_a_stack_of_layers_is_what_is_gathered_at_once():
 # Each machine has a launcher and a process, which joins the other one over loopback.
 MACHINE_JOB = """
 import os, signal, sys
-from pathlib import Path
 
 import run_clm
-from utils.tokens import token_store
 from utils.training.trainer import LMTrainer
 
-folder, dies = Path(sys.argv[1]), sys.argv[2] == "dies"
-build, training_step = token_store._build, LMTrainer.training_step
+dies, training_step = sys.argv[1] == "dies", LMTrainer.training_step
 
-def note_build(path, *args):
-    with open(folder / "built.txt", "a") as file:
-        file.write(f"{path.name}\\n")
-    build(path, *args)
+def note_text(row):
+    with open(os.environ["TOKENIZED"], "a") as file:
+        file.write(row["text"].strip() + "\\n")
+    return row["text"]
 
 def die_in_step_4(trainer, *args):
     if dies and trainer.state.global_step == 3 and os.environ["RANK"] == "1":
@@ -280,28 +248,26 @@ def die_in_step_4(trainer, *args):
         os.kill(os.getpid(), signal.SIGKILL)
     return training_step(trainer, *args)
 
-token_store._build, LMTrainer.training_step = note_build, die_in_step_4
-run_clm.main(sys.argv[3:])
+run_clm.document_text, LMTrainer.training_step = note_text, die_in_step_4
+run_clm.main(sys.argv[2:])
 """
 
 
 def two_machines(folder: Path, dies: str, *flags) -> list[tuple[int, str]]:
     """Exit code and stderr of the two launchers."""
     (folder / "job.py").write_text(MACHINE_JOB)
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nnodes", 2, "--nproc_per_node", 1, "--rdzv_backend", "c10d",
-        "--rdzv_endpoint", f"localhost:{port}", "--rdzv_id", "job", "--local_addr", "localhost",
+        "--rdzv_endpoint", f"localhost:{free_port()}", "--rdzv_id", "job", "--local_addr", "localhost",
     ]  # fmt: skip
+    environment = {"PYTHONPATH": str(ROOT), "TOKENIZED": str(folder / "tokenized.txt")}
     launchers = []
     for machine in range(2):
-        # The one that is told so keeps the meeting place, and has rank 0.
-        words = [*command, "--rdzv_conf", f"is_host={machine == 0}", folder / "job.py", folder, dies, *flags]
+        # The one that is told so hosts the rendezvous, and has rank 0.
+        words = [*command, "--rdzv_conf", f"is_host={machine == 0}", folder / "job.py", dies, *flags]
         launchers.append(
             subprocess.Popen(
-                list(map(str, words)), cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE,
+                list(map(str, words)), cwd=ROOT, env=os.environ | environment, stderr=subprocess.PIPE,
                 stdout=subprocess.PIPE, text=True,
             )
         )  # fmt: skip
@@ -313,8 +279,9 @@ def two_machines(folder: Path, dies: str, *flags) -> list[tuple[int, str]]:
     return [(launcher.returncode, error) for launcher, error in zip(launchers, errors, strict=True)]
 
 
-def test_a_machine_that_dies_ends_the_job_which_goes_on_when_restarted(folder, tmp_path):
-    flags = [*flags_of(folder, "clm", 4), "--save_strategy", "steps", "--save_steps", "1", "--overwrite_cache"]
+def test_a_machine_that_dies_ends_the_job_which_resumes_when_restarted(folder, tmp_path):
+    flags = flags_for(folder, "clm", 4, "--save_strategy", "steps", "--save_steps", "1", "--overwrite_cache")
+    texts = lines_of_texts(folder)
     flags[flags.index("--cache_dir") + 1] = str(tmp_path / "cache")
     output = ["--output_dir", tmp_path / "two"]
     first, second = two_machines(tmp_path, "dies", *flags, *output)
@@ -322,19 +289,19 @@ def test_a_machine_that_dies_ends_the_job_which_goes_on_when_restarted(folder, t
     assert first[0] == 1
     lines = [line for line in first[1].splitlines() if line.startswith("run_clm.py: error: ")]
     assert len(lines) == 1 and "another process of this job has ended" in lines[0] and "checkpoint" in lines[0]
-    built = (tmp_path / "built.txt").read_text().split()
-    assert len(built) == len(set(built)) == 2  # by one machine, in the cache that both see, though told to overwrite
+    assert (
+        lines_of(tmp_path / "tokenized.txt") == texts
+    )  # by one machine, in the cache that both see, though told to overwrite
     assert not (tmp_path / "two" / "model.safetensors").exists()
 
     again = two_machines(tmp_path, "lives", *flags, *output)
     assert [code for code, _ in again] == [0, 0], again
     assert "resuming from" in again[0][1] and "checkpoint-3" in again[0][1]
-    run_clm.main(["--output_dir", str(tmp_path / "one"), *flags_of(folder, "clm", 8)])
+    run_clm.main(["--output_dir", str(tmp_path / "one"), *flags_for(folder, "clm", 8)])
     expected = load_file(tmp_path / "one" / "model.safetensors")
     for name, weight in load_file(tmp_path / "two" / "model.safetensors").items():
         torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-6)
-    built = (tmp_path / "built.txt").read_text().split()
-    assert len(built) == 4 and len(set(built)) == 2  # and again by the restarted job, once
+    assert lines_of(tmp_path / "tokenized.txt") == texts + texts  # and again by the restarted job, once
 
 
 # Recipes

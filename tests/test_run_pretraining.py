@@ -2,13 +2,11 @@
 
 import json
 import math
-import re
 
 import pytest
 import torch
-from conftest import MASKED_SIZES, ROOT, make_lines, make_masked_model, run_python
+from conftest import MASKED_SIZES, make_lines, make_masked_model
 from datasets import Dataset, DatasetDict
-from huggingface_hub import ModelCard
 from pytorch_optimizer import Lamb
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForPreTraining, AutoTokenizer
@@ -166,104 +164,6 @@ def test_documents_and_lines_are_those_of_the_file(train_file, run, tmp_path, mo
 
 def weights(folder) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
-
-
-def test_accumulation_workers_and_processes_change_nothing(
-    pair_checkpoint, train_file, validation_file, run, common_args, tmp_path
-):
-    """1 x 8 = 4 accumulated x 2 = 2 processes x 4, over three epochs, with batches of unequal numbers of targets."""
-    folder = pair_checkpoint()
-    flags = ["--model_name_or_path", folder, "--train_file", train_file, "--validation_file", validation_file]
-    flags += ["--max_seq_length", 24, "--max_train_samples", 16, "--num_train_epochs", 3, "--learning_rate", "1e-2"]
-    flags += ["--optim", "sgd", "--max_grad_norm", 0, "--per_device_eval_batch_size", 7, "--use_cpu"]
-    one = run(tmp_path / "one", *flags, "--per_device_train_batch_size", 8)
-    accumulated = run(
-        tmp_path / "accumulated", *flags, "--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 4,
-        "--dataloader_num_workers", 2, "--dataloader_persistent_workers", "true",
-    )  # fmt: skip
-    run_python(
-        "-m", "torch.distributed.run", "--nproc_per_node", 2, "--standalone", ROOT / "run_pretraining.py",
-        "--output_dir", tmp_path / "two", *common_args, *flags, "--per_device_train_batch_size", 4,
-        OMP_NUM_THREADS="1",
-    )  # fmt: skip
-    two = json.loads((tmp_path / "two" / "all_results.json").read_text())
-    expected = weights(tmp_path / "one")
-    for name, other in (("accumulated", accumulated), ("two", two)):
-        for key in ("eval_masked_tokens", "eval_samples", "mlm_accuracy", "nsp_accuracy", "train_tokens"):
-            assert other[key] == one[key]
-        for key in ("mlm_loss", "nsp_loss", "eval_loss", "train_loss", "train_mlm_loss", "train_nsp_loss"):
-            assert other[key] == pytest.approx(one[key], rel=1e-6)
-        for key, value in weights(tmp_path / name).items():
-            torch.testing.assert_close(value, expected[key], rtol=0, atol=1e-6)
-    assert one["train_loss"] == pytest.approx(one["train_mlm_loss"] + one["train_nsp_loss"], rel=1e-9)
-
-
-def test_resumed_run_ends_as_the_uninterrupted_one(train_file, run, tmp_path, monkeypatch):
-    """Stopped in the middle of the second epoch; with LAMB, whose state goes along."""
-    flags = [*BERT, "--train_file", train_file, "--max_seq_length", 32, "--num_train_epochs", 3, "--do_train"]
-    flags += ["--learning_rate", "1e-2", "--save_strategy", "steps", "--save_steps", 1, "--optim", "lamb"]
-    flags += ["--per_device_train_batch_size", 4, "--max_train_samples", 20]
-    whole = run(tmp_path / "whole", *flags)
-
-    class Killed(Exception):
-        pass
-
-    class Killer(run_pretraining.LMTrainer):
-        def _save_checkpoint(self, *args):
-            super()._save_checkpoint(*args)
-            if self.state.global_step == 7:
-                raise Killed
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(run_pretraining, "LMTrainer", Killer)
-        run(tmp_path / "resumed", *flags)
-    resumed = run(tmp_path / "resumed", *flags)
-    for key in ("train_loss", "train_mlm_loss", "train_nsp_loss"):
-        assert resumed[key] == pytest.approx(whole[key], rel=1e-9)
-    expected = weights(tmp_path / "whole")
-    for key, value in weights(tmp_path / "resumed").items():
-        assert torch.equal(value, expected[key])
-
-
-def test_both_losses_fall_and_files_are_complete(train_file, validation_file, run, common_args, tmp_path, capsys):
-    """And a fresh process loads the model, runs the card's snippet and evaluates to the same numbers."""
-    output_dir = tmp_path / "model.v1"
-    results = run(
-        output_dir, *BERT, "--train_file", train_file, "--validation_file", validation_file, "--max_seq_length", 48,
-        "--num_train_epochs", 40, "--learning_rate", "1e-2", "--per_device_train_batch_size", 8, "--eval_strategy",
-        "epoch", "--mlm_probability", 0.2, "--segment_by", "sentence", "--nsp_probability", 0.9,
-    )  # fmt: skip
-    printed = capsys.readouterr().out
-    assert f"nsp accuracy  {results['nsp_accuracy']:.4f}" in printed
-    history = json.loads((output_dir / "trainer_state.json").read_text())["log_history"]
-    losses = [log["mlm_loss"] for log in history if "mlm_loss" in log]
-    assert losses[-1] < losses[0] - 0.3
-    sentence_losses = [log["train_nsp_loss"] for log in history if "train_nsp_loss" in log and "loss" in log]
-    assert sum(sentence_losses[-20:]) / 20 < 0.5  # it knows the share of the labels at the least; a coin's is 0.693
-    eval_results = json.loads((output_dir / "eval_results.json").read_text())
-    assert set(eval_results) - {"epoch"} == {
-        "eval_loss", "mlm_loss", "perplexity", "mlm_accuracy", "nsp_loss", "nsp_accuracy", "eval_samples",
-        "eval_masked_tokens", "eval_runtime", "eval_tokens_per_second",
-    }  # fmt: skip
-
-    card = ModelCard.load(output_dir / "README.md")
-    assert card.data.pipeline_tag == "fill-mask"
-    assert {result.metric_type: result.metric_value for result in card.data.eval_results}["nsp_accuracy"] == results[
-        "nsp_accuracy"
-    ]
-    for row in ("| sentence_task | nsp |", "| segment_by | sentence |", "| mlm_probability | 0.2 |"):
-        assert row in card.content
-    assert "the perplexity is that of the masked tokens alone" in card.content
-    snippet = re.search(r"```python\n(.*?)```", card.content, re.DOTALL).group(1)
-    flags = ["--model_name_or_path", output_dir, "--validation_file", validation_file, "--do_eval", *common_args]
-    flags += ["--max_seq_length", 48, "--mlm_probability", 0.2, "--segment_by", "sentence", "--nsp_probability", 0.9]
-    flags = [str(flag) for flag in [*flags, "--output_dir", tmp_path / "again"]]
-    printed = run_python("-c", f"{snippet}\nimport run_pretraining\nrun_pretraining.main({flags})").stdout
-    assert "the masked token: " in printed
-    assert 0 < float(re.search("text B follows text A: (.*)", printed).group(1)) < 1
-    again = json.loads((tmp_path / "again" / "all_results.json").read_text())
-    for key in ("eval_loss", "mlm_loss", "nsp_loss", "nsp_accuracy"):
-        assert again[key] == pytest.approx(results[key], rel=1e-6)
 
 
 def test_albert_from_scratch_and_a_second_phase(train_file, run, tmp_path):
@@ -430,13 +330,6 @@ def test_lamb_is_that_of_the_paper(train_file, run, tmp_path, monkeypatch):
         update = mean / (square.sqrt() + 1e-6) + 0.01 * expected
         expected -= 0.02 * expected.norm() / update.norm() * update
         torch.testing.assert_close(weight.detach().double(), expected, rtol=1e-5, atol=1e-6)
-
-
-def test_preprocess_only(train_file, validation_file, common_args, capsys, monkeypatch):
-    monkeypatch.setattr(run_pretraining, "load_model", lambda *args: pytest.fail("a model was loaded"))
-    flags = [*map(str, BERT), *common_args, "--train_file", str(train_file), "--do_train", "--preprocess_only"]
-    run_pretraining.main([*flags, "--max_seq_length", "16"])
-    assert "train: 20 documents" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -1,65 +1,35 @@
-"""Runs that end before their end: killed, stopped, out of time or disk; each goes on as if it had not ended.
+"""Runs that end early: killed, stopped, out of time or disk. Resumed, they end as if nothing had happened.
 
-What is killed is a real process, forked from this one, which has imported everything already.
+What is killed is a real process, forked from this one.
 """
 
 import json
-import multiprocessing
 import os
+import pathlib
 import random
 import re
 import resource
 import shlex
 import signal
-import socket
 import subprocess
 import sys
-import time
-import traceback
 from pathlib import Path
 
-import accelerate
 import pytest
 import torch
-import utils.training.resumable_trainer
-from conftest import ROOT, make_lines
+from conftest import ROOT
+from processes import SECONDS, Forked, at_step, signal_oneself
 from safetensors.torch import load_file
+from scripts import FROM_SCRATCH, SCRIPTS, write_documents
 
 import run_clm
-import run_mlm
-import run_plm
-import run_pretraining
 from utils.training.checkpoint_files import find_corruption, read_metadata
 from utils.training.trainer import LMTrainer
 
 
-SECONDS = 60  # after which a process that should have ended is given up
-# With dropout, whose generator has to go on where it was.
-GPT2 = [
-    "--model_type", "gpt2", "--train_tokenizer", "bpe", "--vocab_size", 300,
-    "--config_overrides", "n_layer=1,n_embd=16,n_head=2,n_positions=64",
-]  # fmt: skip
-BERT_SIZES = "num_hidden_layers=1,hidden_size=16,intermediate_size=32,num_attention_heads=2"
-BERT = [
-    "--model_type",
-    "bert",
-    "--train_tokenizer",
-    "wordpiece",
-    "--vocab_size",
-    100,
-    "--config_overrides",
-    BERT_SIZES,
-]
-XLNET = [
-    "--model_type", "xlnet", "--train_tokenizer", "unigram", "--vocab_size", 100,
-    "--config_overrides", "n_layer=1,d_model=16,n_head=2,d_inner=32",
-]  # fmt: skip
-SCRIPTS = {run_clm: GPT2, run_mlm: [*BERT, "--line_by_line"], run_plm: XLNET, run_pretraining: BERT}
-
-
 @pytest.fixture(autouse=True)
 def handlers():
-    """Runs that end by a signal leave it ignored, on their way out; here the process goes on."""
+    """A run that a signal ends leaves the signal ignored, since the process ends next; this one does not."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
     for number, handler in before.items():
@@ -68,129 +38,31 @@ def handlers():
 
 @pytest.fixture
 def train_file(tmp_path):
-    """60 sentences in documents of 4."""
-    lines = make_lines(60)
-    path = tmp_path / "train.txt"
-    path.write_text("\n\n".join("\n".join(lines[start : start + 4]) for start in range(0, 60, 4)) + "\n")
-    return path
+    return write_documents(tmp_path / "train.txt", 60, lines_per_document=4)
 
 
 @pytest.fixture
 def flags(train_file, common_args):
     """10 updates an epoch of a small model, two epochs, a checkpoint after every third update."""
 
-    def of(script=run_clm) -> list[str]:
-        flags = [*SCRIPTS[script], *common_args, "--train_file", train_file, "--block_size", 16, "--do_train"]
+    def of(name: str = "clm") -> list[str]:
+        flags = [*FROM_SCRATCH[name], *common_args, "--train_file", train_file, "--block_size", 16, "--do_train"]
         flags += ["--num_train_epochs", 2, "--learning_rate", "1e-2", "--save_strategy", "steps", "--save_steps", 3]
-        return [
-            str(flag) for flag in [*flags, "--per_device_train_batch_size", 4, "--max_train_samples", 40, "--use_cpu"]
-        ]
+        flags += ["--per_device_train_batch_size", 4, "--max_train_samples", 40, "--use_cpu"]
+        return [str(flag) for flag in flags + ["--line_by_line"] * (name == "mlm")]
 
     return of
 
 
-class Forked:
-    """Processes forked from this one that run a script together, each with what `patch(monkeypatch, rank)` changes."""
-
-    def __init__(self, log: Path, script, args: list, patch=None, num_processes: int = 1):
-        self.log = log
-        context = multiprocessing.get_context("fork")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        target_args = (script, [str(arg) for arg in args], patch, num_processes, port)
-        self.processes = [
-            context.Process(target=self._run, args=(rank, *target_args)) for rank in range(num_processes)
-        ]
-        for process in self.processes:
-            process.start()
-
-    def _run(self, rank, script, args, patch, num_processes, port):
-        os.setpgid(0, 0)  # a signal to its group is for it and its workers
-        with self.log.open("a") as log:
-            os.dup2(log.fileno(), 1)
-            os.dup2(log.fileno(), 2)
-        sys.stdout = sys.__stdout__ = os.fdopen(1, "w")
-        sys.stderr = sys.__stderr__ = os.fdopen(2, "w", buffering=1)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        if num_processes > 1:
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_processes)}
-            os.environ |= {
-                "LOCAL_WORLD_SIZE": str(num_processes),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            }
-            accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
-            accelerate.state.GradientState._reset_state()
-        code = 99
-        try:
-            with pytest.MonkeyPatch.context() as monkeypatch:
-                if patch is not None:
-                    patch(monkeypatch, rank)
-                script.main(args)
-            code = 0
-        except SystemExit as end:
-            code = end.code
-        except BaseException:
-            traceback.print_exc()
-        sys.stdout.flush()
-        if torch.distributed.is_initialized() and code != 99:
-            torch.distributed.destroy_process_group()
-        os._exit(code)
-
-    def wait(self) -> list[int]:
-        """The exit codes; of processes that a signal ended, minus its number."""
-        for process in self.processes:
-            process.join(SECONDS)
-            if process.is_alive():
-                os.killpg(process.pid, signal.SIGKILL)
-                process.join()
-                raise AssertionError(f"a process did not end:\n{self.output}")
-        return [process.exitcode for process in self.processes]
-
-    @property
-    def output(self) -> str:
-        return self.log.read_text()
-
-    def wait_for(self, condition):
-        """Until the condition holds, while the processes run."""
-        start = time.monotonic()
-        while not condition():
-            alive = all(process.is_alive() for process in self.processes)
-            assert alive and time.monotonic() - start < SECONDS, self.output
-            time.sleep(0.005)
-
-
 @pytest.fixture
 def forked(tmp_path):
-    """`forked(script, output_dir, *args, patch=..., num_processes=...)` starts processes; see Forked."""
+    """`forked(script, output_dir, *args, patch=..., num_processes=...)` runs a script in processes; see Forked."""
 
     def start(script, output_dir, *args, **options) -> Forked:
-        return Forked(tmp_path / "forked.log", script, ["--output_dir", output_dir, *args], **options)
+        words = [str(word) for word in ("--output_dir", output_dir, *args)]
+        return Forked(tmp_path / "forked.log", lambda: script.main(words), **options)
 
     return start
-
-
-def at_step(step: int, action, of_rank: int = 0):
-    """A patch: `action()` in the middle of the given update (the first is 0), of one process."""
-
-    def patch(monkeypatch, rank):
-        plain = LMTrainer.training_step
-
-        def training_step(self, *args, **kwargs):
-            loss = plain(self, *args, **kwargs)
-            if self.state.global_step == step and rank == of_rank:
-                action()
-            return loss
-
-        monkeypatch.setattr(LMTrainer, "training_step", training_step)
-
-    return patch
-
-
-def signal_oneself(number: int):
-    return lambda: os.kill(os.getpid(), number)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -215,11 +87,11 @@ def checkpoints(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("script", "workers", "kills"), [(run_clm, 0, 3), (run_mlm, 2, 2), (run_plm, 0, 1), (run_pretraining, 1, 1)]
+    ("name", "workers", "kills"), [("clm", 0, 3), ("mlm", 2, 2), ("plm", 0, 1), ("pretraining", 1, 1)]
 )
-def test_killed_at_random_updates(script, workers, kills, flags, forked, tmp_path):
+def test_killed_at_random_updates(name, workers, kills, flags, forked, tmp_path):
     """By kill -9; twice in the first epoch, or once or three times anywhere."""
-    args = [*flags(script), "--dataloader_num_workers", workers]
+    args, script = [*flags(name), "--dataloader_num_workers", workers], SCRIPTS[name]
     script.main(["--output_dir", str(tmp_path / "twin"), *map(str, args)])
     for step in sorted(random.Random(script.__name__).sample(range(2, 10 if kills == 2 else 20), kills)):
         run = forked(script, tmp_path / "out", *args, patch=at_step(step, lambda: os.killpg(0, signal.SIGKILL)))
@@ -235,19 +107,22 @@ def test_killed_while_it_saves(flags, forked, tmp_path):
     run_clm.main(["--output_dir", str(tmp_path / "twin"), *args])
 
     def before_the_name(monkeypatch, rank):
-        monkeypatch.setattr(
-            utils.training.resumable_trainer, "publish", lambda *args: os.kill(os.getpid(), signal.SIGKILL)
-        )
+        def rename(path, target):
+            if Path(target).name == "checkpoint-3":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return plain(path, target)
+
+        plain = pathlib.Path.rename
+        monkeypatch.setattr(pathlib.Path, "rename", rename)
 
     def without_optimizer(monkeypatch, rank):
-        plain = LMTrainer._save_optimizer_and_scheduler
-
-        def save(self, folder):
-            if self.state.global_step == 6:
+        def save(value, path, *args, **kwargs):
+            if Path(path).parent.name.startswith("checkpoint-6") and Path(path).name == "optimizer.pt":
                 os.kill(os.getpid(), signal.SIGKILL)
-            plain(self, folder)
+            plain(value, path, *args, **kwargs)
 
-        monkeypatch.setattr(LMTrainer, "_save_optimizer_and_scheduler", save)
+        plain = torch.save
+        monkeypatch.setattr(torch, "save", save)
 
     for patch, left in (
         (before_the_name, ["checkpoint-3.unfinished"]),
@@ -262,24 +137,21 @@ def test_killed_while_it_saves(flags, forked, tmp_path):
 
 
 def test_two_processes_killed(flags, forked, tmp_path):
-    """One process is killed; the other cannot go on. The run goes on with two, and ends bit-equal."""
+    """One process is killed, without which the other cannot continue. Resumed by two, the run ends bit-equal."""
     args = flags()
     twin = forked(run_clm, tmp_path / "twin", *args, num_processes=2)
     assert twin.wait() == [0, 0], twin.output
     for step in (4, 5):
         patch = at_step(step, signal_oneself(signal.SIGKILL), of_rank=1)
         run = forked(run_clm, tmp_path / "out", *args, patch=patch, num_processes=2)
-        run.processes[1].join(SECONDS)
-        assert run.processes[1].exitcode == -signal.SIGKILL
-        run.processes[0].kill()  # as a launcher does
-        run.wait()
+        assert run.wait_for_the_end_of(1) == -signal.SIGKILL, run.output
     run = forked(run_clm, tmp_path / "out", *args, num_processes=2)
     assert run.wait() == [0, 0], run.output
     assert_same_run(tmp_path / "out", tmp_path / "twin")
 
 
 def test_stream_killed_and_stopped(flags, forked, tmp_path):
-    """With one process and, killed, with two: the stream goes on after the last batch that was trained on."""
+    """With one process and with two, the stream continues after the last batch that was trained on."""
     args = flags()
     place = args.index("--max_train_samples")
     args[place : place + 2] = ["--streaming", "--shuffle_buffer_size", "10", "--max_steps", "30"]
@@ -294,10 +166,7 @@ def test_stream_killed_and_stopped(flags, forked, tmp_path):
                 assert run.wait() == [143] * num_processes, run.output
                 assert "checkpoint-12" in checkpoints(out)
             else:
-                run.processes[0].join(SECONDS)
-                for process in run.processes:
-                    process.kill()
-                run.wait()
+                assert run.wait_for_the_end_of(0) == -signal.SIGKILL, run.output
         run = forked(run_clm, out, *args, num_processes=num_processes)
         assert run.wait() == [0] * num_processes, run.output
         for name, value in weights(twin).items():
@@ -309,7 +178,7 @@ def test_stream_killed_and_stopped(flags, forked, tmp_path):
 
 def test_number_of_processes_changes_nothing(flags, forked, tmp_path, checkpoint):
     """1 process x 8, 2 x 4, 4 x 2, and 4, then 1: the same examples, none twice, and the same weights."""
-    args = ["--model_name_or_path", str(checkpoint("gpt2")), *flags()[len(GPT2) :], "--optim", "sgd"]
+    args = ["--model_name_or_path", str(checkpoint("gpt2")), *flags()[len(FROM_SCRATCH["clm"]) :], "--optim", "sgd"]
     args += ["--max_grad_norm", 0, "--save_steps", 5]
     args += ["--max_train_samples", 42]  # 42 = 5 x 8 + 2: two of four processes have no part in an epoch's last step
     size = "--per_device_train_batch_size"
@@ -321,10 +190,7 @@ def test_number_of_processes_changes_nothing(flags, forked, tmp_path, checkpoint
                 run_clm, tmp_path / name, *args, size, 8 // num_processes, num_processes=num_processes, patch=patch
             )
             if killed_at is not None:
-                run.processes[3].join(SECONDS)
-                for process in run.processes:
-                    process.kill()
-                run.wait()
+                assert run.wait_for_the_end_of(3) == 7, run.output
             else:
                 assert run.wait() == [0] * num_processes, run.output
     expected = json.loads((tmp_path / "one" / "all_results.json").read_text())
@@ -488,14 +354,14 @@ def test_evaluation_that_is_cut_short_is_made_up_for(flags, forked, tmp_path):
     best = twin["best_global_step"]
 
     def patch(monkeypatch, rank):
-        plain = LMTrainer._sum_over
+        plain = LMTrainer.evaluate
 
-        def sum_over(self, *args):
+        def evaluate(self, *args, **kwargs):
             if self.state.global_step == best and self.is_in_train:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return plain(self, *args)
+            return plain(self, *args, **kwargs)
 
-        monkeypatch.setattr(LMTrainer, "_sum_over", sum_over)
+        monkeypatch.setattr(LMTrainer, "evaluate", evaluate)
 
     run = forked(run_clm, tmp_path / "out", *args, patch=patch)
     assert run.wait() == [143], run.output
