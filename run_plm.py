@@ -37,8 +37,8 @@ DEFAULT_BLOCK_SIZE = 512  # XLNet has no limit of its own
 MODEL_CARD = ModelCardText(
     auto_class=AutoModelForCausalLM,
     task="text-generation",
-    objective="The loss is the mean negative log-likelihood of the predicted tokens, each given the tokens of its "
-    "example that are not predicted and the predicted ones before it in a random order.",
+    objective="The loss is the mean negative log-likelihood of the predicted tokens, each given the context and those "
+    "before it in a random order; the perplexity is its exponential.",
     snippet="""from transformers import pipeline
 print(pipeline("text-generation", model="{model}")("Once upon a time", max_new_tokens=40)[0]["generated_text"])""",
 )

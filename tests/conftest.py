@@ -45,18 +45,21 @@ needs_adapters = pytest.mark.skipif(TRANSFORMERS_5, reason="the library adapters
 # Files and tests whose subject depends on neither transformers, tokenizers, nor datasets. They get the marker
 # any_version and run with 4.57 alone: `make tests TRANSFORMERS=5` deselects them.
 ANY_VERSION = (
+    "test_docs.py",
     "test_processes.py::test_accelerate_takes_the_recipe",
     "test_processes.py::test_slurm_job_is_requeued_after_the_signal_alone",
-    "utils/test_blocks.py",
-    "utils/test_checkpoints.py",
-    "utils/test_command_line.py::test_a_job_ends_its_process_group",
-    "utils/test_divergence.py",
+    "utils/config/test_entry_point.py::test_a_job_ends_its_process_group",
+    "utils/examples/test_document_blocks.py",
+    "utils/examples/test_packed_blocks.py",
+    "utils/examples/test_sentence_pairs.py",
+    "utils/test_environment.py",
     "utils/test_fingerprint.py",
-    "utils/test_framed_blocks.py",
-    "utils/test_interruption.py",
     "utils/test_launch.py",
-    "utils/test_sentence_pairs.py",
+    "utils/test_rng.py",
     "utils/test_token_store.py::test_processes_of_one_job_build_once",
+    "utils/training/test_checkpoint_files.py",
+    "utils/training/test_divergence.py",
+    "utils/training/test_signals.py",
 )
 
 

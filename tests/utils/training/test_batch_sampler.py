@@ -1,33 +1,26 @@
-"""The order of examples: a function of seed and epoch, dealt out to any number of processes."""
+"""The order of examples: a function of seed and epoch, divided among any number of processes."""
 
 import itertools
 
 import numpy as np
 import pytest
 import torch
-from accelerate import skip_first_batches
-from torch.utils.data import Dataset
 
-from utils.training.batch_sampler import EmptyBatch, EpochBatches, TrainingLoader, epoch_order
+from utils.examples.base import Examples
+from utils.training.batch_sampler import EpochBatches, epoch_order
+from utils.training.dataloaders import EMPTY, TrainingLoader
 
 
-class Numbers(Dataset):
-    """Each example is its index; what was read is noted."""
+class Numbers(Examples):
+    """Each example is its index; the indices that were read are recorded."""
 
     def __init__(self, length: int):
-        self.length = length
+        super().__init__(block_size=1, stores=[], num_examples=length)
         self.read = []
-        self.epoch = None
-
-    def __len__(self):
-        return self.length
 
     def __getitem__(self, index):
         self.read.append(index)
         return index
-
-    def set_epoch(self, epoch):
-        self.epoch = epoch
 
 
 def collate(examples):
@@ -96,30 +89,32 @@ def test_neighbours_have_similar_lengths():
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_process_without_a_part_stands_in(workers):
+def test_a_process_without_examples_gets_an_empty_batch(workers):
     batches = [list(make_loader(5, 2, 4, process, num_workers=workers)) for process in range(4)]
     assert [len(part) for part in batches] == [1] * 4
-    examples = [batch["input_ids"].tolist() for part in batches for batch in part if not isinstance(batch, EmptyBatch)]
+    examples = [batch["input_ids"].tolist() for part in batches for batch in part if EMPTY not in batch]
     assert sorted(sum(examples, [])) == list(range(5))
     batches = [list(make_loader(2, 1, 4, process, num_workers=workers))[0] for process in range(4)]
-    stand_ins = [batch for batch in batches if isinstance(batch, EmptyBatch)]
-    assert len(stand_ins) == 2
-    for batch in stand_ins:
+    empty = [batch for batch in batches if EMPTY in batch]
+    assert len(empty) == 2
+    for batch in empty:
         assert batch["labels"].tolist() == batch["labels_2"].tolist() == [-100]
 
 
-def test_what_is_skipped_is_not_read():
+def test_skipped_steps_are_not_read():
     loader = make_loader(10_000, 2)
     loader.set_epoch(5)
     expected = list(loader)
     loader.dataset.read.clear()
-    rest = iter(skip_first_batches(loader, 4_990))
+    loader.set_epoch(5, first_step=4_990)
+    rest = iter(loader)
     assert torch.equal(next(rest)["input_ids"], expected[4_990]["input_ids"])
     assert len(loader.dataset.read) == 2
     assert len(list(rest)) == 9
+    assert len(loader) == 5_000
 
 
-def test_data_set_is_told_the_epoch():
+def test_dataset_is_told_the_epoch():
     loader = make_loader(10, 2)
     loader.set_epoch(4)
     assert loader.dataset.epoch == loader.batch_sampler.epoch == 4

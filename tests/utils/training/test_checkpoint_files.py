@@ -1,4 +1,4 @@
-"""Checkpoints on disk: whole or not there, and known when damaged."""
+"""Checkpoints on disk: whole or not there, and corruption is detected."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from utils.training.checkpoint_files import (
     read_metadata,
     remove,
     remove_leftovers,
-    unfinished,
+    unfinished_path,
 )
 
 
@@ -36,7 +36,7 @@ def write_files(folder, seed: int = 0):
 @pytest.fixture
 def checkpoint(tmp_path):
     checkpoint = tmp_path / "checkpoint-3"
-    write_files(unfinished(checkpoint))
+    write_files(unfinished_path(checkpoint))
     publish(checkpoint, {"seed": 42})
     return checkpoint
 
@@ -44,14 +44,14 @@ def checkpoint(tmp_path):
 def test_published_checkpoint_is_whole(checkpoint):
     assert find_corruption(checkpoint) is None
     assert read_metadata(checkpoint)["seed"] == 42
-    assert not unfinished(checkpoint).exists()
+    assert not unfinished_path(checkpoint).exists()
     (checkpoint / "notes.txt").write_text("of the user")
     assert find_corruption(checkpoint) is None
 
 
 @pytest.mark.parametrize("name", [*FILES, "checkpoint.json"])
 @pytest.mark.parametrize("how", ["cut", "emptied", "gone", "one bit"])
-def test_damage_is_found_and_named(checkpoint, name, how):
+def test_corruption_is_found_and_named(checkpoint, name, how):
     path = checkpoint / name
     content = path.read_bytes()
     if how == "gone":
@@ -70,7 +70,7 @@ def test_damage_is_found_and_named(checkpoint, name, how):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json"])
-def test_damage_without_a_record(checkpoint, name):
+def test_corruption_without_metadata(checkpoint, name):
     (checkpoint / "checkpoint.json").unlink()
     path = checkpoint / name
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -79,7 +79,7 @@ def test_damage_without_a_record(checkpoint, name):
 
 def test_publishing_replaces(checkpoint):
     (checkpoint / "model.safetensors").write_bytes(b"damaged")
-    write_files(unfinished(checkpoint), seed=1)
+    write_files(unfinished_path(checkpoint), seed=1)
     publish(checkpoint, {})
     assert find_corruption(checkpoint) is None
     assert json.loads((checkpoint / "trainer_state.json").read_text())["seed"] == 1
