@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 from hub_server import HubServer
 
@@ -47,6 +48,8 @@ from transformers import (  # noqa: E402
 
 import run_clm  # noqa: E402
 from utils.compat import NO_ADAPTERS_REASON  # noqa: E402
+from utils.config.data_arguments import DataArguments  # noqa: E402
+from utils.text.corpus import load_corpus  # noqa: E402
 from utils.tokens.tokenizer_training import train_tokenizer  # noqa: E402
 
 
@@ -89,6 +92,22 @@ def validation_file(tmp_path) -> Path:
     path = tmp_path / "validation.txt"
     path.write_text("\n".join(make_lines(30, seed=1)) + "\n")
     return path
+
+
+@pytest.fixture
+def load_documents(tmp_path):
+    """`load_documents(train_file=..., seed=...)`: load_corpus with default flags. A test's calls share a cache."""
+
+    def call(
+        *, do_train: bool = True, do_eval: bool = False, seed: int = 42, **data_flags
+    ) -> dict[str, datasets.Dataset]:
+        for name in {"train_file", "validation_file"} & data_flags.keys():
+            paths = data_flags[name]
+            data_flags[name] = [str(path) for path in (paths if isinstance(paths, list) else [paths])]
+        training_args = SimpleNamespace(do_train=do_train, do_eval=do_eval, seed=seed)
+        return load_corpus(DataArguments(**data_flags), training_args, str(tmp_path / "cache"), None)
+
+    return call
 
 
 def make_model(kind: str, vocab_size: int, **overrides):
