@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hub_server import HubServer
@@ -56,7 +57,7 @@ ANY_VERSION = (
     "utils/test_fingerprint.py",
     "utils/test_launch.py",
     "utils/test_rng.py",
-    "utils/test_token_store.py::test_processes_of_one_job_build_once",
+    "utils/tokens/test_token_store.py::test_processes_of_a_job_build_once",
     "utils/training/test_checkpoint_files.py",
     "utils/training/test_divergence.py",
     "utils/training/test_signals.py",
@@ -117,6 +118,23 @@ def validation_file(tmp_path) -> Path:
     path = tmp_path / "validation.txt"
     path.write_text("\n".join(make_lines(30, seed=1)) + "\n")
     return path
+
+
+@pytest.fixture
+def load_documents(tmp_path):
+    """`load_documents(train_file=..., seed=...)`: load_corpus with default flags. A test's calls share a cache."""
+
+    from utils.config.data_arguments import DataArguments
+    from utils.text.corpus import load_corpus
+
+    def call(*, do_train: bool = True, do_eval: bool = False, seed: int = 42, **data_flags) -> dict:
+        for name in {"train_file", "validation_file"} & data_flags.keys():
+            paths = data_flags[name]
+            data_flags[name] = [str(path) for path in (paths if isinstance(paths, list) else [paths])]
+        training_args = SimpleNamespace(do_train=do_train, do_eval=do_eval, seed=seed)
+        return load_corpus(DataArguments(**data_flags), training_args, str(tmp_path / "cache"), None)
+
+    return call
 
 
 def make_model(kind: str, vocab_size: int, **overrides):

@@ -220,8 +220,8 @@ for kind, snippet, text_file in json.loads(sys.argv[1]):
 """
 
 
-def test_the_snippet_of_the_card_gives_the_model(base, train, validation_file, tmp_path):
-    """In a fresh process, in plain PyTorch: the same loss as at the end of the training."""
+def test_snippet_of_the_card_loads_the_model(base, train, validation_file, tmp_path):
+    """In a new process, in plain PyTorch: the same loss as at the end of training."""
     expected, jobs = {}, []
     for model_type in ("gpt2", "bert", "xlnet"):
         config = "prefix_tuning" if model_type == "gpt2" else "seq_bn"
@@ -229,7 +229,7 @@ def test_the_snippet_of_the_card_gives_the_model(base, train, validation_file, t
         expected[model_type] = results["eval_loss"]
         card = ModelCard.load(tmp_path / model_type / "README.md")
         assert card.data.library_name == "adapters"
-        assert card.data.base_model is None  # a folder, which the Hub would refuse there
+        assert card.data.base_model is None  # it is a folder, which the Hub would reject here
         snippet = re.search(r"```python\n(.*?)```", card.content, re.DOTALL).group(1)
         assert "init_xlnet" in snippet if model_type == "xlnet" else "adapters.init(model)" in snippet
         jobs.append((model_type, snippet, str(validation_file)))

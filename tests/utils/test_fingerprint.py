@@ -1,4 +1,4 @@
-"""A function's fingerprint follows what it computes."""
+"""The fingerprint of a function changes with what it computes."""
 
 import importlib.util
 import re
@@ -10,7 +10,7 @@ from utils.fingerprint import code_fingerprint
 
 
 def load(tmp_path, source: str, name: str = "edited_script"):
-    """Import `source` as a module, as a script that was edited and started again would be."""
+    """Import `source` as a module, as if a script had been edited and started again."""
     path = tmp_path / f"{name}.py"
     path.write_text(source)
     spec = importlib.util.spec_from_file_location(name, path)
@@ -47,25 +47,25 @@ def document_text(row):
         ('text = "x"', 'text = "y"'),
     ],
 )
-def test_edits_change_it(tmp_path, old, new):
+def test_relevant_edits_change_the_fingerprint(tmp_path, old, new):
     before = code_fingerprint(load(tmp_path, SCRIPT).document_text)
     assert old in SCRIPT
     assert code_fingerprint(load(tmp_path, SCRIPT.replace(old, new)).document_text) != before
 
 
 @pytest.mark.parametrize(("old", "new"), [("return 1", "return 2"), ("\nPREFIX", "\n# a comment\nPREFIX")])
-def test_other_edits_do_not(tmp_path, old, new):
+def test_irrelevant_edits_do_not(tmp_path, old, new):
     before = code_fingerprint(load(tmp_path, SCRIPT).document_text)
     assert code_fingerprint(load(tmp_path, SCRIPT.replace(old, new)).document_text) == before
 
 
-def test_an_imported_module_of_ours_counts_too(tmp_path, monkeypatch):
+def test_imported_modules_count_unless_installed(tmp_path, monkeypatch):
     script = "import cleaning\ndef document_text(row):\n    return cleaning.clean(row)\n"
-    prints = set()
+    fingerprints = set()
     for body in ("row", "row + 1"):
         load(tmp_path, f"def clean(row):\n    return {body}\n", "cleaning")
-        prints.add(code_fingerprint(load(tmp_path, script).document_text))
-    assert len(prints) == 2
+        fingerprints.add(code_fingerprint(load(tmp_path, script).document_text))
+    assert len(fingerprints) == 2
 
 
 def test_closures_count():
@@ -75,7 +75,7 @@ def test_closures_count():
     assert code_fingerprint(make("a")) == code_fingerprint(make("a")) != code_fingerprint(make("b"))
 
 
-def test_installed_functions_count_by_name():
+def test_installed_functions_are_identified_by_name():
     def document_text(row):
         return re.escape(row["text"])
 

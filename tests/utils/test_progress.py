@@ -1,4 +1,4 @@
-"""What long steps and trainings show."""
+"""Progress on a terminal and in a log file."""
 
 import logging
 
@@ -14,8 +14,8 @@ def test_clock(seconds, text):
     assert format_duration(seconds) == text
 
 
-def test_lines_in_a_file(caplog, monkeypatch):
-    """With the share that is done and the time left, and none from a process that must be quiet."""
+def test_log_lines_without_a_terminal(caplog, monkeypatch):
+    """They contain the share that is done and the remaining time. A silent process logs none."""
     times = iter(range(0, 1000, 10))
     monkeypatch.setattr(progress_module.time, "monotonic", lambda: float(next(times)))
     with caplog.at_level(logging.INFO):
@@ -27,7 +27,7 @@ def test_lines_in_a_file(caplog, monkeypatch):
     ]
 
 
-def test_all_steps_are_taken_on_a_terminal(monkeypatch, capsys):
+def test_bar_on_a_terminal(monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     taken = []
     progress((taken.append(i) or 1 for i in range(5)), 5, "evaluating", "blocks")
@@ -35,7 +35,7 @@ def test_all_steps_are_taken_on_a_terminal(monkeypatch, capsys):
     assert "evaluating: 100%" in capsys.readouterr().err
 
 
-def test_log_lines():
+def test_lines_of_training_and_evaluation():
     logs = {"loss": 3.14159, "learning_rate": 5e-5, "grad_norm": 1.0, "tokens_per_second": 12345.6, "eta_seconds": 61}
     assert training_line(logs) == "loss 3.1416 | lr 5e-05 | grad norm 1 | 12,346 tokens/s | ETA 0:01:01"
     logs = {"eval_loss": 1.0, "perplexity": 2.718, "eval_accuracy": 0.5, "eval_tokens_per_second": 10.0}

@@ -78,7 +78,7 @@ class Encoder:
             serialized = [backend.to_str(), backend.encode_special_tokens]
         else:
             options = {"add_special_tokens": add_special_tokens, "verbose": False}
-            self.encode_batch = lambda batch: tokenizer(batch, **options).input_ids
+            self.encode_batch = lambda batch: tokenizer(batch, **options).input_ids if batch else []
             serialized = [type(tokenizer).__name__, sorted(vocab.items()), repr(tokenizer.init_kwargs)]
         self.fingerprint = fingerprint(tokenizer=serialized, eos_token_id=self.eos_token_id)
 

@@ -1,4 +1,4 @@
-"""Every byte of a text belongs to exactly one token, and to the right one."""
+"""Each byte of a text belongs to exactly one token, the right one."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ TEXTS = [
 
 
 def llama_like() -> Tokenizer:
-    """A SentencePiece-like BPE with byte fallback: what it does not know becomes tokens such as <0xE6>."""
+    """A BPE like SentencePiece's, with byte fallback: unknown characters become tokens such as <0xE6>."""
     vocab = {"<unk>": 0, "<s>": 1} | {f"<0x{byte:02X}>": byte + 2 for byte in range(256)}
     for piece in ("▁", "t", "h", "e", "a", "c", "▁t", "th", "▁th", "▁the"):
         vocab.setdefault(piece, len(vocab))
@@ -49,7 +49,7 @@ TOKENIZERS = {
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @pytest.mark.parametrize("text", TEXTS)
-def test_all_bytes_are_dealt_out(kind, text):
+def test_counts_add_up_to_the_bytes_of_the_text(kind, text):
     tokenizer = TOKENIZERS[kind]()
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     encoding = backend.encode(text)
@@ -61,11 +61,11 @@ def test_all_bytes_are_dealt_out(kind, text):
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_byte_level_tokens_stand_for_their_own_bytes(text):
-    """Also where a token ends within a character: with no merges each token is one byte."""
+    """Even if a token ends within a character: without merges, each token is one byte."""
     tokenizer = train_tokenizer("bpe", [TEXTS], 258).backend_tokenizer
     encoding = tokenizer.encode(text)
     counts = TokenByteCounter(tokenizer)(encoding, text)
-    assert counts.max() <= 2  # the one merge that fits in 258 tokens
+    assert counts.max() <= 2  # 258 tokens leave room for one merge
     start = 0
     for token, count in zip(encoding.tokens, counts, strict=True):
         assert len(token) == count
@@ -81,7 +81,7 @@ def test_byte_fallback_tokens_are_one_byte_each():
     np.testing.assert_array_equal(TokenByteCounter(tokenizer)(encoding, text), [3, 1, 1, 1, 1])
 
 
-def test_dropped_spaces_belong_to_the_next_token_and_the_last_ones_to_the_last():
+def test_dropped_spaces_belong_to_the_next_token_or_at_the_end_to_the_last():
     tokenizer = train_tokenizer("wordpiece", [["ab cd"] * 3], 50).backend_tokenizer
     encoding = tokenizer.encode("ab  cd \n")
     assert encoding.tokens == ["[CLS]", "ab", "cd", "[SEP]"]

@@ -1,4 +1,4 @@
-"""Where words begin, as the tokenizer itself says, for every kind of tokenizer; and which cannot say."""
+"""Word boundaries are those of the tokenizer, for each kind; tokenizers that do not report them are refused."""
 
 import itertools
 
@@ -47,23 +47,25 @@ def documents_of(store: TokenStore, values: np.ndarray) -> list[list[int]]:
 
 @pytest.fixture(params=["bpe", "wordpiece", "unigram"])
 def tokenizer(request):
-    """Few tokens, so that most words are in pieces."""
+    """A small vocabulary, so that most words are split."""
     vocab_size = {"bpe": 280, "wordpiece": 120, "unigram": 120}[request.param]
     return train_tokenizer(request.param, [TEXTS * 3, make_lines(20)], vocab_size, add_special_tokens=True)
 
 
-def test_without_special_tokens_the_ids_are_those_of_the_tokenizer(tokenizer, tmp_path):
+def test_ids_equal_those_of_the_tokenizer_with_and_without_special_tokens(tokenizer, tmp_path):
     store = build(TEXTS, tokenizer, tmp_path)
     expected = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
     assert documents_of(store, store.tokens) == expected
-    with_frame = build(TEXTS, tokenizer, tmp_path, add_special_tokens=True)
-    assert documents_of(with_frame, with_frame.tokens) == [tokenizer(text)["input_ids"] for text in TEXTS]
+    with_special_tokens = build(TEXTS, tokenizer, tmp_path, add_special_tokens=True)
+    assert documents_of(with_special_tokens, with_special_tokens.tokens) == [
+        tokenizer(text)["input_ids"] for text in TEXTS
+    ]
     assert store.word_starts.dtype == np.uint8
     assert len(store.word_starts) == len(store.tokens)
 
 
-def test_words_are_the_tokenizers(tokenizer, tmp_path, monkeypatch):
-    """As transformers' own word_ids say, in tasks of any size."""
+def test_words_equal_those_of_the_tokenizer(tokenizer, tmp_path, monkeypatch):
+    """As returned by word_ids() of transformers, in batches of any size."""
     monkeypatch.setattr(token_store, "CHARACTERS_PER_TASK", 20)
     store = build(TEXTS, tokenizer, tmp_path)
     for text, starts in zip(TEXTS, documents_of(store, store.word_starts), strict=True):
@@ -72,8 +74,8 @@ def test_words_are_the_tokenizers(tokenizer, tmp_path, monkeypatch):
     assert 0 < store.word_starts.mean() < 1
 
 
-def test_words_are_masked_all_or_none(tokenizer, tmp_path):
-    """In blocks whose edges cut words; a special token in the text is no part of one."""
+def test_words_are_masked_as_a_whole(tokenizer, tmp_path):
+    """Within a block, which may split words at its ends. A special token in the text is not part of a word."""
     text = [*TEXTS, f"before {tokenizer.mask_token} after"]
     blocks = PackedBlocksWithSpecialTokens(build(text, tokenizer, tmp_path), 21, special_token_affixes(tokenizer))
     collator = MaskedLMCollator(tokenizer, 0, mlm_probability=0.5, whole_word_mask=True)
@@ -92,8 +94,8 @@ def test_words_are_masked_all_or_none(tokenizer, tmp_path):
     assert num_pieces > 500
 
 
-def test_wordpiece_keeps_its_pieces_together(tmp_path):
-    """Said without word_ids: a piece that begins with ## goes with the one before."""
+def test_pieces_of_wordpiece_belong_to_the_word_before(tmp_path):
+    """An independent check, without word_ids: a piece continues a word if it starts with ##."""
     tokenizer = train_tokenizer("wordpiece", [TEXTS * 3], 120)
     store = build(TEXTS, tokenizer, tmp_path)
     pieces = tokenizer.convert_ids_to_tokens(store.tokens.tolist())
@@ -101,13 +103,13 @@ def test_wordpiece_keeps_its_pieces_together(tmp_path):
     assert "##" in "".join(pieces)
 
 
-def test_documents_begin_words(tokenizer, tmp_path):
+def test_each_document_starts_a_word(tokenizer, tmp_path):
     store = build(["ab", "cd", "ef"], tokenizer, tmp_path)
     for starts in documents_of(store, store.word_starts):
         assert starts[0] == 1
 
 
-def test_the_cache_tells_them_apart(tokenizer, tmp_path):
+def test_cache_distinguishes_the_options(tokenizer, tmp_path):
     variants = [
         {"add_special_tokens": special, "with_word_starts": words}
         for special, words in itertools.product([False, True], repeat=2)
@@ -117,14 +119,14 @@ def test_the_cache_tells_them_apart(tokenizer, tmp_path):
     assert [store.word_starts is not None for store in stores] == [False, True, False, True]
 
 
-def test_with_token_bytes_too(tokenizer, tmp_path):
+def test_together_with_token_bytes(tokenizer, tmp_path):
     store = build(TEXTS, tokenizer, tmp_path, with_token_bytes=True)
     assert store.token_bytes.sum() == sum(len(text.encode()) for text in TEXTS)
     assert store.word_starts.tolist() == build(TEXTS, tokenizer, tmp_path).word_starts.tolist()
 
 
-def test_a_tokenizer_without_words_is_refused(tmp_path):
-    """As Llama's first ones: spaces become a letter, and all of a text is one word."""
+def test_a_tokenizer_without_word_boundaries_is_refused(tmp_path):
+    """Like that of the first Llama models, which replaces spaces by a letter, so that each text is one word."""
     vocab = {token: index for index, token in enumerate(["<unk>", "<mask>", "▁", *"abcdefghijklmnopqrstuvwxyz"])}
     backend = Tokenizer(models.BPE(vocab, [], unk_token="<unk>"))
     backend.normalizer = normalizers.Replace(" ", "▁")

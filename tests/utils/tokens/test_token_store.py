@@ -1,4 +1,4 @@
-"""The token store: what the tokenizer gives, all of it, once, and never for something else."""
+"""The token store holds exactly the output of the tokenizer, is built once and is never reused for other input."""
 
 import itertools
 import json
@@ -15,6 +15,8 @@ from transformers import AutoTokenizer
 
 from utils.config.data_arguments import DataArguments
 from utils.errors import UsageError
+from utils.text import segmentation
+from utils.text.segmentation import Segmenter
 from utils.tokens import token_store
 from utils.tokens.token_store import TokenStore, tokenize_documents
 from utils.tokens.tokenizer_training import train_tokenizer
@@ -39,7 +41,7 @@ def documents_of(store: TokenStore) -> list[list[int]]:
 
 @pytest.fixture
 def builds(monkeypatch):
-    """Counts how often a corpus is really tokenized."""
+    """A list with one entry for each time that a corpus is tokenized."""
     calls = []
     build_store = token_store._build
     monkeypatch.setattr(token_store, "_build", lambda *args: (calls.append(1), build_store(*args)))
@@ -48,8 +50,8 @@ def builds(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["bpe", "wordpiece", "unigram"])
 @pytest.mark.parametrize("use_fast", [True, False])
-def test_ids_are_those_of_the_tokenizer(kind, use_fast, tmp_path, monkeypatch):
-    """Whatever the size of a task, the number of threads, or a truncation and padding left in the tokenizer."""
+def test_ids_equal_those_of_the_tokenizer(kind, use_fast, tmp_path, monkeypatch):
+    """In batches of any size, in several threads, and even if the tokenizer has truncation and padding enabled."""
     tokenizer = train_tokenizer(kind, [make_lines(100)], 300)
     lines = [*make_lines(300), "", "\n", "a\r\nb", "日本", "x" * 500]
     expected = [tokenizer(line)["input_ids"] for line in lines]
@@ -70,7 +72,7 @@ def test_ids_are_those_of_the_tokenizer(kind, use_fast, tmp_path, monkeypatch):
         assert store.token_bytes is None
 
 
-def test_large_vocabularies_take_four_bytes(tokenizer, tmp_path):
+def test_ids_of_large_vocabularies_have_four_bytes(tokenizer, tmp_path):
     larger = AutoTokenizer.from_pretrained(save(tokenizer, tmp_path))
     larger.add_tokens([f"<extra{i}>" for i in range(2**16)])
     store = build(["the <extra65535> cat"], larger, tmp_path)
@@ -83,7 +85,7 @@ def save(tokenizer, tmp_path):
     return tmp_path / "tokenizer"
 
 
-def test_token_bytes_of_documents_without_tokens_count_for_the_next_token(tmp_path):
+def test_bytes_of_documents_without_tokens_count_towards_the_next_token(tmp_path):
     tokenizer = train_tokenizer("wordpiece", [["ab cd"] * 3], 50)
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
     store = build(["  ", "ab", " \n ", "cd", "\n\n"], tokenizer, tmp_path)
@@ -93,7 +95,7 @@ def test_token_bytes_of_documents_without_tokens_count_for_the_next_token(tmp_pa
 
 @pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
 def test_append_eos_ends_each_document_once(kind, tmp_path):
-    """Where the tokenizer adds its own ([SEP]) or the text ends with it, it is not doubled; nothing ends nothing."""
+    """It is not doubled if the tokenizer adds it ([SEP]) or the text ends with it. Empty documents stay empty."""
     tokenizer = train_tokenizer(kind, [make_lines(100)], 300)
     eos = tokenizer.eos_token_id
     lines = ["the cat", "", "sat on" + tokenizer.eos_token, "a mat", ""]
@@ -108,7 +110,7 @@ def test_append_eos_ends_each_document_once(kind, tmp_path):
     ]
 
 
-def test_append_eos_without_eos_is_refused(tokenizer, tmp_path):
+def test_append_eos_needs_an_eos_token(tokenizer, tmp_path):
     folder = save(tokenizer, tmp_path)
     plain = AutoTokenizer.from_pretrained(folder, eos_token=None)
     with pytest.raises(UsageError, match="--append_eos"):
@@ -121,7 +123,7 @@ def test_rows_may_be_left_out(tokenizer, tmp_path):
     assert documents_of(store) == [tokenizer(line)["input_ids"] for line in lines[::2]]
 
 
-def test_second_run_tokenizes_nothing_and_every_change_rebuilds(tokenizer, tmp_path, builds, monkeypatch):
+def test_store_is_reused_and_rebuilt_after_any_change(tokenizer, tmp_path, builds, monkeypatch):
     lines = make_lines(20)
     first = build(lines, tokenizer, tmp_path)
     assert build(lines, tokenizer, tmp_path, num_workers=1).path == first.path
@@ -149,8 +151,8 @@ def test_second_run_tokenizes_nothing_and_every_change_rebuilds(tokenizer, tmp_p
     assert len(builds) == 8
 
 
-def test_half_a_store_is_never_read(tokenizer, tmp_path, builds):
-    """What a killed job left behind is built anew."""
+def test_an_incomplete_store_is_rebuilt(tokenizer, tmp_path, builds):
+    """As a killed job leaves it."""
     lines = make_lines(20)
     store = build(lines, tokenizer, tmp_path)
     expected = store.tokens.tolist()
@@ -159,12 +161,12 @@ def test_half_a_store_is_never_read(tokenizer, tmp_path, builds):
     assert len(builds) == 2
 
 
-def test_no_tokens_at_all_is_refused(tokenizer, tmp_path):
+def test_a_corpus_without_tokens_is_an_error(tokenizer, tmp_path):
     with pytest.raises(UsageError, match="empty"):
         build(["", ""], tokenizer, tmp_path)
 
 
-def test_store_travels_to_another_process_as_a_path(tokenizer, tmp_path):
+def test_pickled_store_is_a_path(tokenizer, tmp_path):
     store = build(make_lines(500), tokenizer, tmp_path)
     packed = pickle.dumps(store)
     assert len(packed) < 1000
@@ -178,10 +180,77 @@ def _build_in_process(arguments):
     return json.loads((store.path / "meta.json").read_text())["job"], (store.path / "meta.json").stat().st_mtime_ns
 
 
-def test_processes_of_one_job_build_once(tokenizer, tmp_path):
-    """Also with --overwrite_cache, which each of them was given."""
+def test_processes_of_a_job_build_once(tokenizer, tmp_path):
+    """Even with --overwrite_cache, which all of them receive."""
     folder = save(tokenizer, tmp_path)
     arguments = [(make_lines(200), folder, tmp_path)] * 2
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         (job, built), (other_job, other_built) = pool.map(_build_in_process, arguments, chunksize=1)
     assert (job, built) == (other_job, other_built)
+
+
+# Segments
+
+
+@pytest.fixture(scope="module")
+def wordpiece():
+    return train_tokenizer("wordpiece", [make_lines(200)], 120)
+
+
+@pytest.fixture
+def build_segments(tmp_path, wordpiece):
+    """`build_segments(texts, segmenter)` returns the store of these documents."""
+
+    def call(texts: list[str], segmenter: Segmenter | None, **options) -> TokenStore:
+        options |= {"add_special_tokens": False, "with_token_bytes": False, "segmenter": segmenter}
+        return build(texts, wordpiece, tmp_path, **options)
+
+    return call
+
+
+def test_each_segment_is_tokenized_separately(build_segments, wordpiece):
+    """A document is the concatenation of its segments. A segment without tokens is dropped."""
+    lines = make_lines(3000)
+    documents = ["\n".join(lines[start : start + start % 7]) for start in range(0, 3000, 7)]
+    documents += ["", "\n\n", "the cat\n\x00\nsat"]  # WordPiece has no token for a control character
+    store = build_segments(documents, Segmenter("line"))
+    assert len(store.offsets) == len(documents) + 1
+    assert store.num_bytes == sum(len(document.encode()) for document in documents)
+    segments = itertools.pairwise(store.segment_offsets)
+    for document, (start, end) in zip(documents, itertools.pairwise(store.offsets), strict=True):
+        for line in document.split("\n"):
+            ids = wordpiece(line, add_special_tokens=False)["input_ids"]
+            if ids:
+                assert next(segments) == (start, start + len(ids))
+                assert store.tokens[start : start + len(ids)].tolist() == ids
+                start += len(ids)
+        assert start == end
+    assert next(segments, None) is None
+    assert store.segment_offsets.dtype == np.int64
+
+
+def test_each_segment_starts_a_word(build_segments):
+    store = build_segments(["sat\non\nthe mat"], Segmenter("line"), with_word_starts=True)
+    assert set(store.segment_offsets[:-1].tolist()) <= set(np.flatnonzero(store.word_starts).tolist())
+
+
+def test_no_segments_without_a_segmenter(build_segments):
+    store = build_segments(["the cat\nsat"], None)
+    assert store.segment_offsets is None
+    assert not (store.path / "segment_offsets.bin").exists()
+
+
+def test_segmenter_is_part_of_the_cache_key(build_segments, monkeypatch):
+    texts = ["the cat sat. a mat\nand one."]
+
+    def path(*segmenter) -> str:
+        return build_segments(texts, Segmenter(*segmenter) if segmenter else None).path
+
+    paths = [path(), path("line"), path("sentence", "en"), path("sentence", "de")]
+    assert len(set(paths)) == 4
+    assert path("line", "de") == path("line")  # the language does not affect lines
+    monkeypatch.setattr(segmentation, "version", lambda package: "another")
+    assert path("sentence", "en") not in paths
+    assert path("line") in paths
+    monkeypatch.setattr(segmentation, "SEGMENTATION_VERSION", 0)
+    assert path("line") not in paths
