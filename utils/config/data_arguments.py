@@ -37,7 +37,7 @@ class DataArguments:
     )
     validation_split_percentage: int = field(
         default=5,
-        metadata={"help": "Percentage of documents held out by --seed if there is no validation split."},
+        metadata={"help": "Documents held out without a validation split, in percent; --seed picks them."},
     )
     text_column: str = field(
         default="text",
@@ -50,12 +50,12 @@ class DataArguments:
         default="line",
         metadata={
             "choices": ["line", "blank_line", "file"],
-            "help": "Documents in .txt files: lines, paragraphs between blank lines, or files.",
+            "help": "Documents in .txt files: lines, parts between blank lines, or files.",
         },
     )
     keep_linebreaks: bool = field(
         default=True,
-        metadata={"help": "Keep the line breaks of .txt files, so that joined documents are the file."},
+        metadata={"help": "Keep the line breaks of .txt files, so that documents concatenate to the file."},
     )
     streaming: bool = field(
         default=False,
@@ -97,7 +97,7 @@ class DataArguments:
     )
     preprocess_only: bool = field(
         default=False,
-        metadata={"help": "Tokenize, print the counts and exit, for a machine without GPUs."},
+        metadata={"help": "Tokenize, print the counts and exit; for a machine without GPUs."},
     )
 
     def __post_init__(self):
@@ -110,7 +110,7 @@ class DataArguments:
         if not given:
             raise UsageError("no text: give --dataset_name, --dataset_path, or --train_file and --validation_file")
         if len(given) > 1:
-            raise UsageError(f"{' and '.join(given)} contradict each other: the text has one source")
+            raise UsageError(f"{' and '.join(given)} contradict each other: give only one of them")
         if self.dataset_config_name and not self.dataset_name:
             raise UsageError("--dataset_config_name goes with --dataset_name")
         if self.dataset_revision and not self.dataset_name:

@@ -57,8 +57,8 @@ class ModelArguments:
         metadata={
             "aliases": ["--torch_dtype"],
             "choices": DTYPES,
-            "help": "Type of the weights: float32, bfloat16, float16 or auto (as saved). For mixed precision "
-            "keep float32 and use --bf16. bfloat16 loses small updates.",
+            "help": "Type of the weights: float32, bfloat16 (loses small updates), float16 or auto (as "
+            "saved); for mixed precision use --bf16.",
         },
     )
     attn_implementation: str | None = field(
