@@ -3,104 +3,70 @@
     python run_clm.py --model_name_or_path gpt2 --train_file train.txt --validation_file validation.txt \
         --per_device_train_batch_size 8 --output_dir outputs/gpt2
 
-The loss is the negative log-likelihood of each token given those before it in its block, in nats; a block's first
-token is not predicted.
+The loss is the negative log-likelihood of each token given those before it in its block, in nats. The first token of a
+block is not predicted.
 """
 
 from dataclasses import dataclass, field
 
-import numpy as np
-import torch
 from transformers import AutoModelForCausalLM, set_seed
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-)
 
-from utils.config.adapter_arguments import AdapterArguments
-from utils.config.data_arguments import DataArguments
+from utils.config import AdapterArguments, DataArguments, LMTrainingArguments, ModelArguments
 from utils.config.entry_point import entry_point
-from utils.config.model_arguments import ModelArguments
 from utils.config.parser import parse_arguments
-from utils.config.training_arguments import LMTrainingArguments
-from utils.errors import UsageError
+from utils.examples import make_blocks
 from utils.examples.causal_collator import CausalLMCollator
 from utils.examples.packed import PackedBlocks, require_one_block
-from utils.examples.streaming import make_blocks
-from utils.hub.upload import prepare_upload
-from utils.models.adapter_checks import check_adapter_arguments
-from utils.models.adapters import add_adapter, save_merged_model, usage_snippet
+from utils.hub import prepare_upload
+from utils.models import add_adapter, check_adapter_arguments, load_config, load_model, use_summed_loss
 from utils.models.attention import use_maskless_attention
-from utils.models.config import default_block_size, load_config
-from utils.models.loading import load_model
-from utils.models.losses import use_summed_loss
-from utils.reports.model_card import write_model_card
-from utils.reports.summary import print_counts, print_summary
-from utils.text.corpus import load_corpus
-from utils.tokens.token_store import tokenize_documents
-from utils.tokens.tokenizer import load_tokenizer
-from utils.training.output_dir import find_checkpoint
-from utils.training.trainer import LMTrainer, load_metric
+from utils.models.config import default_block_size
+from utils.models.model_types import CAUSAL_MODELS
+from utils.reports import ModelCardText, print_counts, write_report
+from utils.reports.sample import SampleArguments, print_sample
+from utils.text import load_corpus
+from utils.tokens import load_tokenizer, tokenize_documents
+from utils.training import LMTrainer, find_checkpoint, load_metric
 
 
 @dataclass
-class CausalLMArguments:
+class CausalLMArguments(SampleArguments):
     """The flags of this script alone."""
 
     append_eos: bool = field(
         default=False,
-        metadata={
-            "help": "End each document with one end-of-text token, which the model learns to predict. Off, because "
-            "the lines of a text file are not documents; switch it on with real documents."
-        },
-    )
-    sample_tokens: int = field(
-        default=0, metadata={"help": "Print so many tokens of the model's own text at the end. Default: 0, none."}
+        metadata={"help": "End each document with an end-of-text token. Use it unless documents are lines of text."},
     )
 
-    def __post_init__(self):
-        if self.sample_tokens < 0:
-            raise UsageError(f"--sample_tokens {self.sample_tokens}: give 0 or more")
 
-
-# Encoders that transformers also lists as causal would see the tokens that they predict; XLNet has run_plm.py.
-MODEL_TYPES = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(MODEL_FOR_MASKED_LM_MAPPING_NAMES) - {"xlnet"}
-OBJECTIVE = "The loss is the mean negative log-likelihood of each token given those before it in its block."
-SNIPPET = """from transformers import pipeline
+MODEL_CARD = ModelCardText(
+    auto_class=AutoModelForCausalLM,
+    task="text-generation",
+    objective="The loss is the mean negative log-likelihood of each token given those before it in its block.",
+    snippet="""from transformers import pipeline
 
 generate = pipeline("text-generation", model="{model}")
-print(generate("The", max_new_tokens=40)[0]["generated_text"])"""
+print(generate("The", max_new_tokens=40)[0]["generated_text"])""",
+)
 
 
 def document_text(row: dict) -> str | None:
-    """What the model reads of one row; edit this for titles, templates, or filters (None leaves the row out)."""
+    """The text of one row; edit this for titles, templates or filters (None leaves the row out)."""
     return row["text"]
-
-
-def sample_text(model, tokenizer, num_tokens: int, prompt_ids: np.ndarray) -> str:
-    """The first 8 of `prompt_ids` and the model's own continuation of them."""
-    model.eval()
-    input_ids = torch.tensor(prompt_ids[:8].astype(np.int64), device=model.device).unsqueeze(0)
-    inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
-    pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    output = model.generate(**inputs, max_new_tokens=num_tokens, do_sample=True, top_k=40, pad_token_id=pad_token_id)
-    return tokenizer.decode(output[0], skip_special_tokens=True)
 
 
 @entry_point
 def main(args: list[str] | None = None) -> None:
-    # Arguments: whatever can be found wrong without reading the text is found wrong here
+    # Arguments: every mistake that can be found without reading the text is found here
     model_args, data_args, clm_args, adapter_args, training_args, run_args = parse_arguments(
         ModelArguments, DataArguments, CausalLMArguments, AdapterArguments, LMTrainingArguments, args=args
     )
-    if clm_args.sample_tokens and training_args.is_sharded:
-        raise UsageError("--sample_tokens: no process has the whole of a sharded model; leave it out")
-    checkpoint = None if data_args.preprocess_only else find_checkpoint(training_args)
-    config = load_config(model_args, AutoModelForCausalLM, MODEL_TYPES, data_args.block_size)
-    check_adapter_arguments(adapter_args, model_args, training_args, config.model_type)
+    clm_args.check_sampling(training_args)
+    checkpoint = find_checkpoint(training_args, data_args)
+    config = load_config(model_args, AutoModelForCausalLM, CAUSAL_MODELS, data_args.block_size)
+    adapter_folders = check_adapter_arguments(adapter_args, model_args, training_args, config.model_type)
     metric = load_metric(training_args.metric)
-    if not data_args.preprocess_only:
-        prepare_upload(training_args, run_args)
+    prepare_upload(training_args, data_args, run_args)
     set_seed(training_args.seed)
 
     # Corpus: documents to train on and to evaluate on
@@ -111,7 +77,6 @@ def main(args: list[str] | None = None) -> None:
 
     # Blocks: every token of the corpus, in order
     block_size = data_args.block_size or default_block_size(config, tokenizer.model_max_length)
-    max_samples = {"train": data_args.max_train_samples, "validation": data_args.max_eval_samples}
     blocks = {}
     for split, documents in raw_datasets.items():
         tokens = tokenize_documents(
@@ -123,26 +88,24 @@ def main(args: list[str] | None = None) -> None:
             description=split,
             append_eos=clm_args.append_eos,
             with_token_bytes=split == "validation",
-            num_tokens_needed=max_samples[split] and max_samples[split] * block_size,
+            num_tokens_needed=data_args.tokens_needed(split, block_size),
         )
-        blocks[split] = make_blocks(PackedBlocks, tokens, block_size, max_samples[split])
-    if training_args.do_eval:
-        require_one_block(blocks["validation"])
+        blocks[split] = make_blocks(PackedBlocks, tokens, block_size, data_args.max_samples(split))
+    require_one_block(blocks.get("validation"))
     if data_args.preprocess_only:
-        print_counts(blocks, training_args)
-        return
+        return print_counts(blocks, training_args)
 
     # Model
     model, new_weights = load_model(AutoModelForCausalLM, config, model_args, tokenizer)
 
-    # Adapter: with --train_adapter, all that is trained
-    adapter = add_adapter(model, new_weights, adapter_args, model_args, data_args)
+    # Adapter: with --train_adapter, only the adapter is trained
+    adapter = add_adapter(model, new_weights, adapter_args, adapter_folders, model_args, data_args)
 
     # Loss: summed over the targets; attention needs no mask, since padding is on the right
     use_summed_loss(model, shift=True, label_smoothing=training_args.label_smoothing_factor)
     use_maskless_attention(model)
 
-    # Collator: each token but a block's first is a target
+    # Collator: every token but the first of a block is a target
     data_collator = CausalLMCollator(tokenizer, pad_to_length=block_size if data_args.pad_to_max_length else None)
 
     # Trainer
@@ -172,27 +135,12 @@ def main(args: list[str] | None = None) -> None:
         trainer.save_metrics("eval", metrics)
         results |= metrics
 
-    # Report
-    if training_args.do_train:
-        trainer.save_state()
-    if trainer.is_world_process_zero():
-        if training_args.do_train:
-            snippet = SNIPPET
-            if adapter is not None:
-                snippet = usage_snippet(adapter, model, AutoModelForCausalLM, training_args.push_to_hub)
-            write_model_card(trainer, model_args, data_args, results, "text-generation", OBJECTIVE, snippet)
-        if clm_args.sample_tokens:
-            first_block = next(iter(list(blocks.values())[-1]))
-            print(sample_text(model, tokenizer, clm_args.sample_tokens, first_block["input_ids"]))
-        if adapter_args.merge_adapter:
-            save_merged_model(model, adapter, tokenizer, training_args.output_dir)
-        print_summary(results, training_args.output_dir)
-    if training_args.push_to_hub:
-        trainer.push_to_hub()
+    # Report: a sample, then model card, loss plot, summary and upload
+    print_sample(trainer, blocks.get("validation") or blocks["train"], clm_args.sample_tokens)
+    write_report(trainer, MODEL_CARD, model_args, data_args, adapter_args, results)
 
 
-def _mp_fn(index: int) -> None:
-    """For spawners that give each process its index, such as torch_xla's."""
+def _mp_fn(index: int) -> None:  # for launchers that pass an index to each process, such as torch_xla's
     main()
 
 

@@ -1,36 +1,29 @@
-"""How fast text becomes blocks: tokenizing and grouping, ours against two `Dataset.map` calls.
+"""python -m benchmarks.preprocessing [--megabytes 20] [--repetitions 3] [--text_file PATH] [--tokenizer NAME_OR_PATH]
+python -m benchmarks.preprocessing --memory [--memory_megabytes 10]
 
-    python benchmarks/preprocessing.py [--megabytes 20] [--repetitions 3] [--text_file PATH] [--tokenizer NAME_OR_PATH]
-    python benchmarks/preprocessing.py --memory [--memory_megabytes 10]
+Compares turning text into blocks with `tokenize_documents` and PackedBlocks, as run_clm.py does, with two calls of
+`Dataset.map`, as transformers' run_clm.py does: one that tokenizes and one that groups texts.
 
-The first prints seconds, megabytes and tokens a second and bytes on disk a token of both ways, and exits with 1 if
-they do not give the same tokens. The second prints the peak memory for a text and for one ten times as long.
+The first command prints the time, the throughput and the bytes on disk per token of both. It exits with 1 if their
+tokens differ. The second prints the peak memory for a text and for one ten times as long (Linux only).
 """
 
 import argparse
-import multiprocessing
 import statistics
 import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from pydoc_data.topics import topics
 
-import datasets
 import numpy as np
 from datasets import Dataset, load_dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
+from benchmarks.measurement import in_fresh_process, interleaved, peak_memory, print_ratio, silence_libraries, verdict
 from utils.config.data_arguments import DataArguments
 from utils.config.training_arguments import LMTrainingArguments
 from utils.examples.packed import PackedBlocks
@@ -40,50 +33,51 @@ from utils.tokens.tokenizer_training import train_tokenizer
 
 
 VOCAB_SIZE = 8192
-LEAST_RATIO = 1.8
-MOST_GROWTH = 200  # MB, from a text to one ten times as long
+TARGET_RATIO = 1.8
+TARGET_GROWTH = 200  # MB, from a text to one ten times as long
 
 
 def main() -> int:
     flags = parse_flags()
-    transformers_logging.set_verbosity_error()
-    datasets.disable_progress_bars()
+    silence_libraries()
     with tempfile.TemporaryDirectory() as folder:
         if flags.memory:
             compare_memory(flags, Path(folder))
             return 0
-        return compare_speed(flags, Path(folder))
+        return 0 if compare_speed(flags, Path(folder)) else 1
 
 
 def parse_flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=float, default=20, help="size of the text (default: 20)")
-    parser.add_argument("--text_file", help="take this text, repeated if it is too short, instead of Python's own")
-    parser.add_argument("--tokenizer", help=f"default: a byte-level BPE of {VOCAB_SIZE:,} tokens, trained on the text")
-    parser.add_argument("--block_size", type=int, default=1024)
-    parser.add_argument("--repetitions", type=int, default=3, help="of each way, alternating (default: 3)")
-    parser.add_argument("--memory", action="store_true", help="measure the peak memory instead of the time")
-    parser.add_argument("--memory_megabytes", type=float, default=10, help="the smaller of two texts (default: 10)")
+    parser.add_argument("--text_file", help="text to use instead of Python's own, repeated if it is too short")
+    parser.add_argument(
+        "--tokenizer", help=f"default: a byte-level BPE tokenizer of {VOCAB_SIZE:,} tokens, trained on the text"
+    )
+    parser.add_argument("--block_size", type=int, default=1024, help="tokens in a block (default: 1024)")
+    parser.add_argument("--repetitions", type=int, default=3, help="runs of each side, interleaved (default: 3)")
+    parser.add_argument("--memory", action="store_true", help="measure peak memory instead of time")
+    parser.add_argument("--memory_megabytes", type=float, default=10, help="the shorter of two texts (default: 10)")
     return parser.parse_args()
 
 
-# The text and the tokenizer, the same for both ways
+# The text and the tokenizer, the same for both sides
 
 
 def python_text() -> Iterator[str]:
-    """Text that every Python carries: its language reference, then the sources of its standard library."""
+    """Text that comes with every Python: its language reference, then the sources of its standard library."""
     yield from topics.values()
     stdlib = Path(sysconfig.get_path("stdlib"))
     for file in sorted(stdlib.rglob("*.py")):
         if not {"site-packages", "dist-packages"} & set(file.parts):
             try:
                 yield file.read_text(encoding="utf-8")
-            except UnicodeDecodeError:  # there are some, which test Python's reading of encodings
+            except UnicodeDecodeError:  # Python's own tests of encodings
                 continue
 
 
 def write_text(file: Path, megabytes: float, text_file: str | None) -> None:
-    """Write so many megabytes of whole lines, from the beginning again where the text is too short."""
+    """Write whole lines up to `megabytes`, repeating the text if it is too short."""
     text = Path(text_file).read_text(encoding="utf-8") if text_file else "\n".join(python_text())
     lines = [f"{line}\n".encode() for line in text.split("\n")]
     size = 0
@@ -102,8 +96,8 @@ def load_documents(text_file: Path, cache_dir: Path) -> Dataset:
     return load_corpus(data_args, training_args, str(cache_dir), None)["train"]
 
 
-def make_tokenizer(name: str | None, documents: Dataset, folder: Path) -> Path | str:
-    """The name of the tokenizer, or the folder where a new one is put."""
+def find_or_train_tokenizer(name: str | None, documents: Dataset, folder: Path) -> Path | str:
+    """The given name, or the folder of a tokenizer trained on the documents."""
     if name is not None:
         return name
     tokenizer = train_tokenizer("bpe", (batch["text"] for batch in documents.iter(1000)), VOCAB_SIZE)
@@ -113,7 +107,7 @@ def make_tokenizer(name: str | None, documents: Dataset, folder: Path) -> Path |
 
 def load_tokenizer(name: Path | str) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(name)
-    if isinstance(name, Path):  # as GPT-2's, so that the textbook way need not write token_type_ids too
+    if isinstance(name, Path):  # as for GPT-2, so that the baseline need not write token_type_ids as well
         tokenizer.model_input_names = ["input_ids", "attention_mask"]
     return tokenizer
 
@@ -122,7 +116,7 @@ def document_text(row: dict) -> str:
     return row["text"]
 
 
-# The two ways
+# The two sides
 
 
 def preprocess_ours(
@@ -140,10 +134,10 @@ def preprocess_ours(
     return store
 
 
-def preprocess_textbook(
+def preprocess_baseline(
     documents: Dataset, tokenizer: PreTrainedTokenizerBase, block_size: int, folder: Path
 ) -> tuple[Dataset, Dataset]:
-    """The tokenized documents and their blocks, as in the well-known examples of language modeling."""
+    """The tokenized documents and their blocks, as transformers' run_clm.py makes them."""
     folder.mkdir(parents=True, exist_ok=True)
 
     def group_texts(examples: dict[str, list]) -> dict[str, list]:
@@ -167,51 +161,49 @@ def preprocess_textbook(
     return tokenized, blocks
 
 
-WAYS = {"ours": preprocess_ours, "textbook": preprocess_textbook}
+PREPROCESS = {"ours": preprocess_ours, "baseline": preprocess_baseline}
 
 
 # Speed
 
 
-def compare_speed(flags: argparse.Namespace, folder: Path) -> int:
+def compare_speed(flags: argparse.Namespace, folder: Path) -> bool:
+    """Preprocess both ways, print the times, and return whether the tokens agree."""
     text_file = folder / "text.txt"
     write_text(text_file, flags.megabytes, flags.text_file)
     documents = load_documents(text_file, folder / "corpus")
-    tokenizer = load_tokenizer(make_tokenizer(flags.tokenizer, documents, folder))
+    tokenizer = load_tokenizer(find_or_train_tokenizer(flags.tokenizer, documents, folder))
     megabytes = text_file.stat().st_size / 1e6
     print(f"{megabytes:.1f} MB, {len(documents):,} documents, a tokenizer of {len(tokenizer):,} tokens")
 
-    seconds = {name: [] for name in WAYS}
+    seconds = {name: [] for name in PREPROCESS}
     results = {}
-    for repetition in range(flags.repetitions):
-        # In turn first, so that neither is always the one after the other
-        for name in list(WAYS)[:: 1 if repetition % 2 == 0 else -1]:
-            start = time.perf_counter()
-            results[name] = WAYS[name](documents, tokenizer, flags.block_size, folder / f"{name}{repetition}")
-            seconds[name].append(time.perf_counter() - start)
-            print(f"  repetition {repetition + 1}, {name}: {seconds[name][-1]:.2f} s", flush=True)
+    for repetition, name in interleaved(PREPROCESS, flags.repetitions):
+        start = time.perf_counter()
+        results[name] = PREPROCESS[name](documents, tokenizer, flags.block_size, folder / f"{name}{repetition}")
+        seconds[name].append(time.perf_counter() - start)
+        print(f"  repetition {repetition + 1}, {name}: {seconds[name][-1]:.2f} s", flush=True)
 
     store = results["ours"]
-    tokenized, blocks = results["textbook"]
-    disk_bytes = {
+    tokenized, blocks = results["baseline"]
+    bytes_on_disk = {
         "ours": sum(file.stat().st_size for file in store.path.iterdir()),
-        "textbook": sum(Path(file["filename"]).stat().st_size for file in tokenized.cache_files + blocks.cache_files),
+        "baseline": sum(Path(file["filename"]).stat().st_size for file in tokenized.cache_files + blocks.cache_files),
     }
     num_tokens = len(store.tokens)
-    for name in WAYS:
+    for name in PREPROCESS:
         median = statistics.median(seconds[name])
         print(
             f"{name}: median {median:.2f} s ({min(seconds[name]):.2f} to {max(seconds[name]):.2f}), "
             f"{megabytes / median:.2f} MB/s, {num_tokens / median:,.0f} tokens/s, "
-            f"{disk_bytes[name] / num_tokens:.2f} bytes on disk a token"
+            f"{bytes_on_disk[name] / num_tokens:.2f} bytes on disk per token"
         )
-    dropped = num_tokens - len(blocks) * flags.block_size
-    print(f"{num_tokens:,} tokens; in no block of the textbook way, which drops remainders: {dropped:,}")
-    ratio = statistics.median(seconds["textbook"]) / statistics.median(seconds["ours"])
-    print(f"{verdict(ratio >= LEAST_RATIO)} preprocessing: {ratio:.2f}x the textbook way (target: {LEAST_RATIO}x)")
+    num_dropped = num_tokens - len(blocks) * flags.block_size
+    print(f"{num_tokens:,} tokens, of which the baseline drops {num_dropped:,} as remainders")
+    print_ratio("preprocessing", seconds, TARGET_RATIO)
     is_same = same_tokens(store, tokenized)
     print(f"{verdict(is_same)} the same tokens in every document")
-    return 0 if is_same else 1
+    return is_same
 
 
 def same_tokens(store: TokenStore, tokenized: Dataset) -> bool:
@@ -229,9 +221,9 @@ def compare_memory(flags: argparse.Namespace, folder: Path) -> None:
     text_files = [folder / f"{size:g}.txt" for size in sizes]
     for text_file, size in zip(text_files, sizes, strict=True):
         write_text(text_file, size, flags.text_file)
-    tokenizer = make_tokenizer(flags.tokenizer, load_documents(text_files[0], folder / "corpus"), folder)
+    tokenizer = find_or_train_tokenizer(flags.tokenizer, load_documents(text_files[0], folder / "corpus"), folder)
     growths = {}
-    for name in WAYS:
+    for name in PREPROCESS:
         peaks = []
         for text_file, size in zip(text_files, sizes, strict=True):
             cache_dir = folder / name / text_file.stem
@@ -241,16 +233,16 @@ def compare_memory(flags: argparse.Namespace, folder: Path) -> None:
         growths[name] = peaks[1] - peaks[0]
         print(f"{name}: {growths[name]:,.0f} MB more for a text ten times as long")
     print(
-        f"{verdict(growths['ours'] < MOST_GROWTH)} memory: {growths['ours']:,.0f} MB (target: below {MOST_GROWTH} MB)"
+        f"{verdict(growths['ours'] < TARGET_GROWTH)} memory: {growths['ours']:,.0f} MB more (target: below "
+        f"{TARGET_GROWTH} MB)"
     )
 
 
 def preprocess_file(
     name: str, text_file: Path, tokenizer_name: Path | str, block_size: int, cache_dir: Path
 ) -> tuple[float, float]:
-    """Load and preprocess a text file; the peak memory before that and at the end, in MB."""
-    transformers_logging.set_verbosity_error()
-    datasets.disable_progress_bars()
+    """Load and preprocess a text file. Returns the peak memory before and after that, in MB."""
+    silence_libraries()
     tokenizer = load_tokenizer(tokenizer_name)
     before = peak_memory()
     if name == "ours":
@@ -259,26 +251,8 @@ def preprocess_file(
         documents = load_dataset(
             "text", data_files={"train": str(text_file)}, keep_linebreaks=True, cache_dir=str(cache_dir)
         )["train"]
-    WAYS[name](documents, tokenizer, block_size, cache_dir / "blocks")
+    PREPROCESS[name](documents, tokenizer, block_size, cache_dir / "blocks")
     return before, peak_memory()
-
-
-def in_fresh_process(function: Callable, *args: Any) -> Any:
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
-        return executor.submit(function, *args).result()
-
-
-def peak_memory() -> float:
-    """Most memory that this process has had resident, in MB, pages of mapped files included."""
-    # Not ru_maxrss, which a new process takes over from the one that started it
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise RuntimeError("/proc/self/status does not say the peak memory")
-
-
-def verdict(is_met: bool) -> str:
-    return "PASS" if is_met else "FAIL"
 
 
 if __name__ == "__main__":

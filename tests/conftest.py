@@ -47,15 +47,17 @@ needs_adapters = pytest.mark.skipif(TRANSFORMERS_5, reason="the library adapters
 ANY_VERSION = (
     "test_processes.py::test_accelerate_takes_the_recipe",
     "test_processes.py::test_slurm_job_is_requeued_after_the_signal_alone",
-    "utils/test_blocks.py",
+    "utils/config/test_entry_point.py",
+    "utils/examples/test_document_blocks.py",
+    "utils/examples/test_packed_blocks.py",
+    "utils/examples/test_permutation_collator.py",
+    "utils/examples/test_sentence_pairs.py",
     "utils/test_checkpoints.py",
-    "utils/test_command_line.py::test_a_job_ends_its_process_group",
     "utils/test_divergence.py",
-    "utils/test_fingerprint.py",
-    "utils/test_framed_blocks.py",
+    "utils/test_environment.py",
     "utils/test_interruption.py",
     "utils/test_launch.py",
-    "utils/test_sentence_pairs.py",
+    "utils/test_rng.py",
     "utils/test_token_store.py::test_processes_of_one_job_build_once",
 )
 
@@ -191,7 +193,7 @@ def masked_tokenizer():
     """A byte-level BPE tokenizer of 300 tokens with RoBERTa's special tokens."""
     from utils.tokens.tokenizer_training import train_tokenizer
 
-    return train_tokenizer("bpe", [make_lines(200)], 300, framed=True)
+    return train_tokenizer("bpe", [make_lines(200)], 300, add_special_tokens=True)
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
-"""A small hub on loopback, for the real clients: what huggingface_hub, transformers and datasets ask of the real one.
+"""A small local server with the part of the Hub's API that huggingface_hub, transformers and datasets use.
 
-It keeps repositories in memory, with branches, commits and large files, and knows users by their tokens. It answers as
-the real one does where the clients look: a name that does not exist and a private one that the token does not open are
-both "RepoNotFound", a token that nobody has is refused, names without an owner are redirected, large files are served
-from another address, and uploaded to one, in parts if there is a `part_size`.
+It keeps repositories in memory, with branches, commits and large files, and identifies users by their tokens. Its
+responses match the Hub's where the clients depend on them: a repository that does not exist and a private one that the
+token cannot read both give "RepoNotFound", unknown tokens are rejected, names without an owner are redirected, and
+large files have separate addresses for download and upload, with uploads in parts if `part_size` is set.
 """
 
 import base64
@@ -43,7 +43,7 @@ class Repository:
         return self.commits[self.commit_of(revision)]
 
     def commit(self, files: dict[str, bytes], branch: str = "main") -> str:
-        """A new commit on the branch, with these files in the place of those of the last one."""
+        """Create a commit on the branch that replaces all files."""
         content = repr((self.branches.get(branch), branch, sorted(files.items()))).encode()
         commit = hashlib.sha1(content).hexdigest()
         self.commits[commit] = dict(files)
@@ -52,14 +52,14 @@ class Repository:
 
 
 class HubServer:
-    """The hub. HF_ENDPOINT must be set to `url`, which is known before the hub is started.
+    """The server. HF_ENDPOINT must be set to `url`, which is known before `start` is called.
 
     Attributes:
         repositories: by (kind, name), where kind is "model" or "dataset".
-        redirects: old names of repositories, such as wikitext.
-        failures: what `fail` was told.
-        requests: what was asked, as "METHOD path".
-        part_size: large files above so many bytes are uploaded in parts of this size.
+        redirects: repository names without an owner, such as wikitext, to full names.
+        failures: the calls of `fail`.
+        requests: all requests, as "METHOD path".
+        part_size: files larger than this many bytes are uploaded in parts of this size.
     """
 
     def __init__(self):
@@ -69,7 +69,7 @@ class HubServer:
         self.is_started = False
         self.http.hub = self
         self.url = f"http://127.0.0.1:{self.http.server_port}"
-        self.cdn_url = f"http://localhost:{self.http.server_port}"  # another host, as far as the clients can tell
+        self.cdn_url = f"http://localhost:{self.http.server_port}"  # to the clients, another host
         self.lock = threading.Lock()
         self.clear()
 
@@ -90,7 +90,7 @@ class HubServer:
         self.part_size: int | None = None
 
     def add(self, kind: str, name: str, content: Path | dict[str, bytes], branch: str = "main", **options) -> str:
-        """Put a folder, or files by their names, on the hub; returns the commit."""
+        """Commit a folder, or files given as {path: content}, to the repository; returns the commit."""
         if isinstance(content, Path):
             paths = [path for path in content.rglob("*") if path.is_file()]
             content = {path.relative_to(content).as_posix(): path.read_bytes() for path in paths}
@@ -98,9 +98,9 @@ class HubServer:
         return repository.commit(content, branch)
 
     def fail(self, pattern: str, status: int, after: int = 0) -> None:
-        """Answer so to requests, as "METHOD path", in which the pattern is found, but not to the first `after` ones.
+        """Respond with `status` to requests, as "METHOD path", that match the pattern, after the first `after` ones.
 
-        A status of 0 resets the connection, as a network that is gone does.
+        A status of 0 resets the connection, like a network failure.
         """
         self.failures.append([pattern, status, after])
 
@@ -113,7 +113,7 @@ def is_large(path: str) -> bool:
     return any(fnmatch(path, pattern) for pattern in LARGE_FILES)
 
 
-class _Refused(Exception):
+class _ErrorResponse(Exception):
     def __init__(self, status: int, code: str | None, message: str):
         self.status, self.code, self.message = status, code, message
 
@@ -155,9 +155,9 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             try:
                 if status is not None:
-                    raise _Refused(status, None, "the server has trouble")
-                self._answer(path, {key: values[0] for key, values in parse_qs(split.query).items()}, body)
-            except _Refused as error:
+                    raise _ErrorResponse(status, None, "the server failed")
+                self._handle(path, {key: values[0] for key, values in parse_qs(split.query).items()}, body)
+            except _ErrorResponse as error:
                 headers = {"X-Error-Message": error.message}
                 headers |= {"X-Error-Code": error.code} if error.code else {}
                 self._send(error.status, {"error": error.message}, headers)
@@ -178,9 +178,9 @@ class _Handler(BaseHTTPRequestHandler):
             content = json.dumps(content).encode()
             headers["Content-Type"] = "application/json"
         length = len(content)
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        if status == 200 and wanted and self.command == "GET":
-            start, end = int(wanted[1]), min(int(wanted[2] or length - 1), length - 1)
+        requested = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if status == 200 and requested and self.command == "GET":
+            start, end = int(requested[1]), min(int(requested[2] or length - 1), length - 1)
             headers["Content-Range"] = f"bytes {start}-{end}/{length}"
             status, content = 206, content[start : end + 1]
         self.send_response(status)
@@ -190,40 +190,40 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(content)
 
-    # Who asks, and what for
+    # Permissions
 
     def _user(self) -> tuple[str, str] | None:
-        """The name and the role ("read" or "write") of whoever asks; None without a token."""
+        """The name and the role ("read" or "write") of the token's user; None without a token."""
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if not token:
             return None
         if token not in TOKENS:
-            raise _Refused(401, None, "Invalid credentials in Authorization header")
+            raise _ErrorResponse(401, None, "Invalid credentials in Authorization header")
         return TOKENS[token]
 
     def _repository(self, kind: str, name: str) -> Repository:
         repository, user = self.hub.repositories.get((kind, name)), self._user()
         if repository is None or repository.private and (user is None or user[0] != name.split("/")[0]):
             if user is None:
-                raise _Refused(401, "RepoNotFound", "Invalid username or password.")
-            raise _Refused(404, "RepoNotFound", "Repository not found")
+                raise _ErrorResponse(401, "RepoNotFound", "Invalid username or password.")
+            raise _ErrorResponse(404, "RepoNotFound", "Repository not found")
         return repository
 
     def _require_write(self, namespace: str) -> None:
         user = self._user()
         if user is None:
-            raise _Refused(401, None, "Invalid username or password.")
+            raise _ErrorResponse(401, None, "Invalid username or password.")
         if user != (namespace, "write"):
-            raise _Refused(403, None, f"Forbidden: this token may not write to the namespace {namespace}")
+            raise _ErrorResponse(403, None, f"Forbidden: this token may not write to the namespace {namespace}")
 
     def _files(self, repository: Repository, revision: str) -> dict[str, bytes]:
         if repository.commit_of(revision) is None:
-            raise _Refused(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            raise _ErrorResponse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return repository.files(revision)
 
     # Requests
 
-    def _answer(self, path: str, query: dict[str, str], body: bytes) -> None:
+    def _handle(self, path: str, query: dict[str, str], body: bytes) -> None:
         for old, new in self.hub.redirects.items():
             for prefix in ("/datasets/", "/api/datasets/", "/api/models/", "/"):
                 rest = path.removeprefix(prefix + old)
@@ -240,8 +240,8 @@ class _Handler(BaseHTTPRequestHandler):
         if match := re.fullmatch(r"/upload/(\w+)(?:/(\d+))?", path):
             return self._take_upload(match[1], match[2], body)
         if path == "/verify":
-            asked = json.loads(body)
-            is_there = len(self.hub.large_files.get(asked["oid"], b"")) == asked["size"]
+            request = json.loads(body)
+            is_there = len(self.hub.large_files.get(request["oid"], b"")) == request["size"]
             return self._send(200 if is_there else 404, {})
         if match := re.fullmatch(r"/(datasets/)?(.+)\.git/info/lfs/objects/batch", path):
             return self._lfs_batch("dataset" if match[1] else "model", match[2], json.loads(body))
@@ -251,29 +251,29 @@ class _Handler(BaseHTTPRequestHandler):
         if match := re.fullmatch(rf"/api/(model|dataset)s/(.+?)(?:/({verbs})(?:/([^/]+)(?:/(.*))?)?)?", path):
             kind, name, verb, revision, rest = match.groups()
             return self._api(kind, name, verb, revision or "main", rest, query, body)
-        raise _Refused(404, None, f"no such address: {path}")
+        raise _ErrorResponse(404, None, f"no such address: {path}")
 
     def _whoami(self) -> None:
         user = self._user()
         if user is None:
-            raise _Refused(401, None, "Invalid username or password.")
+            raise _ErrorResponse(401, None, "Invalid username or password.")
         auth = {"type": "access_token", "accessToken": {"displayName": "test", "role": user[1]}}
         self._send(200, {"type": "user", "name": user[0], "orgs": [], "auth": auth})
 
-    def _create(self, asked: dict) -> None:
+    def _create(self, request: dict) -> None:
         user = self._user()
-        namespace = asked.get("organization") or (user[0] if user else None)
+        namespace = request.get("organization") or (user[0] if user else None)
         self._require_write(namespace)
-        kind, name = asked.get("type", "model"), f"{namespace}/{asked['name']}"
-        answer = {"url": f"{self.hub.url}/{name}", "name": name}
+        kind, name = request.get("type", "model"), f"{namespace}/{request['name']}"
+        response = {"url": f"{self.hub.url}/{name}", "name": name}
         if (kind, name) in self.hub.repositories:
-            return self._send(409, answer | {"error": "You already created this model repo"})
-        is_private = bool(asked.get("private")) or asked.get("visibility") == "private"  # huggingface_hub 1, and 2
+            return self._send(409, response | {"error": "You already created this model repo"})
+        is_private = bool(request.get("private")) or request.get("visibility") == "private"  # huggingface_hub 1, and 2
         self.hub.repositories[kind, name] = Repository(name, private=is_private)
-        self._send(200, answer)
+        self._send(200, response)
 
     def _validate_card(self, content: str) -> None:
-        """As the hub: a card whose metadata is wrong is not taken."""
+        """Reject cards with the metadata errors that the Hub rejects."""
         metadata = yaml.safe_load(content.split("---")[1]) if content.startswith("---") else {}
         errors = []
         base_model = metadata.get("base_model")
@@ -292,7 +292,7 @@ class _Handler(BaseHTTPRequestHandler):
         repository = self._repository(kind, name)
         if repository.gated:
             user = self._user()
-            raise _Refused(403 if user else 401, "GatedRepo", f"Access to {kind} {name} is restricted")
+            raise _ErrorResponse(403 if user else 401, "GatedRepo", f"Access to {kind} {name} is restricted")
         files = self._files(repository, revision)
         headers = {"X-Repo-Commit": repository.commit_of(revision), "Accept-Ranges": "bytes"}
         if path not in files:
@@ -324,9 +324,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._tree(files, (rest or "").rstrip("/"), query.get("recursive", "").lower() in ("true", "1"))
         elif verb == "paths-info":
             is_json = self.headers.get("Content-Type", "").startswith("application/json")
-            wanted = json.loads(body)["paths"] if is_json else parse_qs(body.decode()).get("paths", [])
+            requested = json.loads(body)["paths"] if is_json else parse_qs(body.decode()).get("paths", [])
             entries = _entries(files)
-            self._send(200, [entries[path] for path in wanted if path in entries])
+            self._send(200, [entries[path] for path in requested if path in entries])
         elif verb == "preupload":
             self._send(200, {"files": [self._upload_mode(file, files) for file in json.loads(body)["files"]]})
         else:
@@ -340,7 +340,7 @@ class _Handler(BaseHTTPRequestHandler):
             if path.startswith(prefix) and (recursive or "/" not in path.removeprefix(prefix))
         ]
         if folder and not entries:
-            raise _Refused(404, "EntryNotFound", f"{folder} does not exist")
+            raise _ErrorResponse(404, "EntryNotFound", f"{folder} does not exist")
         self._send(200, entries)
 
     # Uploads
@@ -353,21 +353,21 @@ class _Handler(BaseHTTPRequestHandler):
         oid = old and hashlib.sha256(old).hexdigest()
         return {"path": path, "uploadMode": "lfs", "shouldIgnore": False, "oid": oid}
 
-    def _lfs_batch(self, kind: str, name: str, asked: dict) -> None:
+    def _lfs_batch(self, kind: str, name: str, request: dict) -> None:
         self._repository(kind, name)
         self._require_write(name.split("/")[0])
         objects = []
-        for wanted in asked["objects"]:
-            oid, size = wanted["oid"], wanted["size"]
-            answer = {"oid": oid, "size": size}
+        for requested in request["objects"]:
+            oid, size = requested["oid"], requested["size"]
+            response = {"oid": oid, "size": size}
             if oid not in self.hub.large_files:
                 upload = {"href": f"{self.hub.url}/upload/{oid}"}
                 if self.hub.part_size and size > self.hub.part_size:
                     num_parts = -(-size // self.hub.part_size)
                     upload["header"] = {"chunk_size": str(self.hub.part_size)}
                     upload["header"] |= {str(i): f"{upload['href']}/{i}" for i in range(1, num_parts + 1)}
-                answer["actions"] = {"upload": upload, "verify": {"href": f"{self.hub.url}/verify"}}
-            objects.append(answer)
+                response["actions"] = {"upload": upload, "verify": {"href": f"{self.hub.url}/verify"}}
+            objects.append(response)
         self._send(200, {"transfer": "basic", "objects": objects})
 
     def _take_upload(self, oid: str, part: str | None, body: bytes) -> None:
@@ -378,7 +378,7 @@ class _Handler(BaseHTTPRequestHandler):
             parts = json.loads(body)["parts"]
             body = b"".join(self.hub.parts[oid, part["partNumber"]] for part in parts)
         if hashlib.sha256(body).hexdigest() != oid:
-            raise _Refused(400, None, "the content does not have this hash")
+            raise _ErrorResponse(400, None, "the content does not have this hash")
         self.hub.large_files[oid] = body
         self._send(200, {})
 
@@ -392,17 +392,17 @@ class _Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 if value["oid"] not in self.hub.large_files:
-                    raise _Refused(400, None, f"{value['path']} was not uploaded")
+                    raise _ErrorResponse(400, None, f"{value['path']} was not uploaded")
                 files[value["path"]] = self.hub.large_files[value["oid"]]
             else:
-                raise _Refused(400, None, f"not known here: {line['key']}")
+                raise _ErrorResponse(400, None, f"unknown operation: {line['key']}")
         commit = repository.commit(files, revision)
         url = f"{self.hub.url}/{repository.name}/commit/{commit}"
         self._send(200, {"success": True, "commitOid": commit, "commitUrl": url, "hookOutput": ""})
 
 
 def _entries(files: dict[str, bytes]) -> dict[str, dict]:
-    """Files and folders as the hub lists them."""
+    """Files and folders as the Hub lists them."""
     entries = {}
     for path, content in sorted(files.items()):
         for parent in reversed(Path(path).parents[:-1]):

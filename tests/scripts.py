@@ -47,7 +47,7 @@ def save_checkpoints(folder: Path) -> None:
     """In `folder / name` of each script, a random model of two layers without dropout and its tokenizer."""
     for name in SCRIPTS:
         tokenizer = train_tokenizer(
-            "bpe", [make_lines(200)], 300, framed=name != "clm", for_pairs=name == "pretraining"
+            "bpe", [make_lines(200)], 300, add_special_tokens=name != "clm", for_pairs=name == "pretraining"
         )
         if name == "clm":
             model = make_model("gpt2", len(tokenizer))

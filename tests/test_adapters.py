@@ -1,4 +1,4 @@
-"""Adapters in every script: what is trained, what is saved, and that its folder is enough to get the same model."""
+"""Adapters in every script: what is trained, what is saved, and that the saved folder reproduces the model."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ from utils.config.adapter_arguments import safe_name
 
 
 SCRIPTS = {"gpt2": run_clm, "llama": run_clm, "bert": run_mlm, "roberta": run_mlm, "xlnet": run_plm}
-EXACT = ("par_bn", "lora", "ia3")  # start as the identity
+IDENTITY_AT_START = ("par_bn", "lora", "ia3")
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def base(tmp_path, checkpoint, masked_checkpoint, masked_tokenizer):
 
 
 def make_bert(vocab_size: int) -> BertForMaskedLM:
-    """Without the names that other architectures have for its sizes, which the library would read too."""
+    """With the names of BERT's sizes only: the library would also read those of other architectures."""
     torch.manual_seed(0)
     config = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
     config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.3}
@@ -62,7 +62,7 @@ def make_bert(vocab_size: int) -> BertForMaskedLM:
 
 @pytest.fixture
 def train(run, train_file, validation_file, tmp_path):
-    """`train(folder, script, name, *flags)`: a few steps of training an adapter, in the folder `name`."""
+    """`train(folder, script, name, *flags)`: train an adapter for a few steps, with the output folder `name`."""
 
     def call(folder, script, name: str, *flags) -> dict:
         return run(
@@ -76,7 +76,7 @@ def train(run, train_file, validation_file, tmp_path):
 
 @pytest.fixture
 def evaluate(run, validation_file, tmp_path):
-    """`evaluate(folder, script, name, *flags)`: the evaluation that `train` ends with, of another model."""
+    """`evaluate(folder, script, name, *flags)`: the same evaluation as at the end of `train`, of another model."""
 
     def call(folder, script, name: str, *flags) -> dict:
         data = ["--validation_file", validation_file, "--do_eval", "--max_seq_length", 32]
@@ -107,7 +107,7 @@ MATRIX = [
 
 @pytest.mark.parametrize(("model_type", "config"), MATRIX)
 def test_train_save_reload(model_type, config, base, train, evaluate, tmp_path):
-    """Training changes the loss; loading what it saved onto the base, whose file stays as it was, gives that loss."""
+    """Training changes the loss; the base, whose file is unchanged, has that loss with the saved adapter."""
     folder, script = base(model_type), SCRIPTS[model_type]
     before = digest(folder / "model.safetensors")
     results = train(folder, script, "out", "--adapter_config", config)
@@ -120,8 +120,8 @@ def test_train_save_reload(model_type, config, base, train, evaluate, tmp_path):
 
 
 @pytest.mark.parametrize("config", ["seq_bn", "lora", "prefix_tuning"])
-def test_two_tasks_with_one_adapter(config, run, masked_tokenizer, tmp_path):
-    """run_pretraining: both heads are kept; the reloaded adapter has both losses."""
+def test_two_losses_with_one_adapter(config, run, masked_tokenizer, tmp_path):
+    """run_pretraining keeps both heads; the reloaded adapter has the same two losses."""
     for name, seed in (("train", 0), ("validation", 1)):
         lines = make_lines(60, seed)
         documents = ["\n".join(lines[start : start + 6]) for start in range(0, 60, 6)]
@@ -142,20 +142,20 @@ def test_two_tasks_with_one_adapter(config, run, masked_tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("model_type", sorted(SCRIPTS))
-def test_an_untrained_adapter_changes_nothing(model_type, base, evaluate):
-    """The model keeps its own head: with an adapter that starts as the identity it evaluates as before."""
+def test_untrained_adapter_changes_nothing(model_type, base, evaluate):
+    """The model keeps its own head: with an adapter that starts as the identity, its loss is the same."""
     folder, script = base(model_type), SCRIPTS[model_type]
     plain = evaluate(folder, script, "plain")
-    for config in EXACT if model_type != "xlnet" else ("par_bn",):
+    for config in IDENTITY_AT_START if model_type != "xlnet" else ("par_bn",):
         results = evaluate(folder, script, config, "--train_adapter", "--adapter_config", config)
         assert results["eval_loss"] == pytest.approx(plain["eval_loss"], abs=1e-6)
-    for config in ("seq_bn", "double_seq_bn"):  # drawn near the identity, not at it
+    for config in ("seq_bn", "double_seq_bn"):  # initialized close to the identity
         results = evaluate(folder, script, config, "--train_adapter", "--adapter_config", config)
         assert results["eval_loss"] == pytest.approx(plain["eval_loss"], abs=5e-3)
 
 
 def watch_training(monkeypatch, script) -> dict:
-    """The weights of the model before training, and the model itself."""
+    """A dict that gets the model that is trained, and its weights before training."""
     seen = {}
 
     class Watched(script.LMTrainer):
@@ -169,8 +169,8 @@ def watch_training(monkeypatch, script) -> dict:
 
 
 @pytest.mark.parametrize("model_type", sorted(SCRIPTS))
-def test_the_adapter_alone_is_trained(model_type, base, train, monkeypatch, caplog):
-    """Bit for bit: all of the base and its head stays, all of the adapter changes; and the count that is logged."""
+def test_only_the_adapter_is_trained(model_type, base, train, monkeypatch, caplog):
+    """Base and head stay bit-equal, every weight of the adapter changes, and the logged number is right."""
     caplog.set_level("INFO", "utils")
     seen = watch_training(monkeypatch, SCRIPTS[model_type])
     train(base(model_type), SCRIPTS[model_type], "out", "--adapter_name", "mine")
@@ -180,7 +180,7 @@ def test_the_adapter_alone_is_trained(model_type, base, train, monkeypatch, capl
         assert torch.equal(weight, seen["before"][name]) != is_adapter, name
         assert weight.requires_grad == is_adapter
         num_trained += is_adapter * weight.numel()
-    assert f"adapter: mine, {num_trained:,} of " in caplog.text
+    assert f"adapter: mine, training {num_trained:,} of " in caplog.text
 
 
 # For each (kind of model, code of a README.md, text file), prints the loss of the model that the code gives.
@@ -220,8 +220,8 @@ for kind, snippet, text_file in json.loads(sys.argv[1]):
 """
 
 
-def test_the_snippet_of_the_card_gives_the_model(base, train, validation_file, tmp_path):
-    """In a fresh process, in plain PyTorch: the same loss as at the end of the training."""
+def test_snippet_of_the_card_loads_the_model(base, train, validation_file, tmp_path):
+    """In a new process, in plain PyTorch: the same loss as at the end of training."""
     expected, jobs = {}, []
     for model_type in ("gpt2", "bert", "xlnet"):
         config = "prefix_tuning" if model_type == "gpt2" else "seq_bn"
@@ -229,7 +229,7 @@ def test_the_snippet_of_the_card_gives_the_model(base, train, validation_file, t
         expected[model_type] = results["eval_loss"]
         card = ModelCard.load(tmp_path / model_type / "README.md")
         assert card.data.library_name == "adapters"
-        assert card.data.base_model is None  # a folder, which the Hub would refuse there
+        assert card.data.base_model is None  # it is a folder, which the Hub would reject here
         snippet = re.search(r"```python\n(.*?)```", card.content, re.DOTALL).group(1)
         assert "init_xlnet" in snippet if model_type == "xlnet" else "adapters.init(model)" in snippet
         jobs.append((model_type, snippet, str(validation_file)))
@@ -238,8 +238,8 @@ def test_the_snippet_of_the_card_gives_the_model(base, train, validation_file, t
     assert losses == pytest.approx(expected, abs=1e-5)
 
 
-def test_from_scratch_the_base_is_saved_too(run, evaluate, train_file, validation_file, tmp_path):
-    """An adapter without its random base would be lost."""
+def test_model_from_scratch_is_saved_with_its_adapter(run, evaluate, train_file, validation_file, tmp_path):
+    """Without its random base, the adapter would be useless."""
     results = run(
         tmp_path / "out", "--model_type", "gpt2", "--train_tokenizer", "bpe", "--vocab_size", 300,
         "--config_overrides", "n_layer=2,n_embd=16,n_head=2", "--train_file", train_file, "--validation_file",
@@ -255,8 +255,8 @@ def test_from_scratch_the_base_is_saved_too(run, evaluate, train_file, validatio
     assert ".from_pretrained(folder)" in snippet
 
 
-def test_a_new_head_is_trained_and_saved(base, train, evaluate, masked_tokenizer, tmp_path):
-    """Of a checkpoint that has none: the adapter would be of no use without it."""
+def test_new_head_is_trained_and_saved(base, train, evaluate, masked_tokenizer, tmp_path):
+    """The checkpoint has no head, and the adapter would be useless without it."""
     folder = tmp_path / "encoder"
     BertModel(make_bert(len(masked_tokenizer)).config).save_pretrained(folder)
     masked_tokenizer.save_pretrained(folder)
@@ -270,7 +270,7 @@ def test_a_new_head_is_trained_and_saved(base, train, evaluate, masked_tokenizer
 
 @pytest.mark.parametrize("model_type", ["gpt2", "roberta"])
 def test_embeddings_of_new_tokens(model_type, base, train, evaluate, tmp_path, monkeypatch, caplog):
-    """They are saved in any case, and trained with --train_embeddings; without it one line says that they are not."""
+    """They are always saved, but trained only with --train_embeddings; without it, a log line says so."""
     folder, script = base(model_type), SCRIPTS[model_type]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(["zebra", "quokka"])
@@ -292,7 +292,7 @@ def test_embeddings_of_new_tokens(model_type, base, train, evaluate, tmp_path, m
 
 @pytest.mark.parametrize("model_type", ["gpt2", "llama", "bert"])
 @pytest.mark.parametrize("config", ["lora", "ia3"])
-def test_a_merged_model_needs_no_library(model_type, config, base, train, evaluate, tmp_path):
+def test_merged_model_loads_without_the_library(model_type, config, base, train, evaluate, tmp_path):
     results = train(base(model_type), SCRIPTS[model_type], "out", "--adapter_config", config, "--merge_adapter")
     merged = tmp_path / "out" / "merged"
     loaded = evaluate(merged, SCRIPTS[model_type], "loaded")
@@ -302,21 +302,21 @@ def test_a_merged_model_needs_no_library(model_type, config, base, train, evalua
     assert not hasattr(auto_class.from_pretrained(merged), "active_adapters_setup")
 
 
-def test_a_language_adapter_stays_as_it_is(base, train, evaluate, tmp_path):
+def test_language_adapter_is_not_trained(base, train, evaluate, tmp_path):
     folder = base("gpt2")
     train(folder, run_clm, "lang", "--adapter_name", "english", "--adapter_config", "seq_bn_inv")
     results = train(folder, run_clm, "task", "--adapter_name", "task", "--load_lang_adapter", tmp_path / "lang")
     before, after = trained_weights(tmp_path / "lang"), trained_weights(tmp_path / "task" / "language_adapter")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    loaded = evaluate(folder, run_clm, "loaded", "--load_adapter", tmp_path / "task")  # with its language adapter
+    loaded = evaluate(folder, run_clm, "loaded", "--load_adapter", tmp_path / "task")  # and its language adapter
     assert loaded["eval_loss"] == pytest.approx(results["eval_loss"], abs=1e-6)
     without = train(folder, run_clm, "alone", "--adapter_name", "task")
     assert results["eval_loss"] != without["eval_loss"]
     assert "adapters.Stack(language, task)" in (tmp_path / "task" / "README.md").read_text()
 
 
-def test_training_goes_on_from_a_saved_adapter(base, train, tmp_path):
+def test_training_continues_from_a_saved_adapter(base, train, tmp_path):
     folder = base("gpt2")
     first = train(folder, run_clm, "first")
     second = train(folder, run_clm, "second", "--load_adapter", tmp_path / "first", "--adapter_name", "more")
@@ -325,7 +325,7 @@ def test_training_goes_on_from_a_saved_adapter(base, train, tmp_path):
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "xlnet"])
-def test_resumed_adapter_ends_as_the_uninterrupted_one(model_type, base, train, tmp_path):
+def test_resumed_training_is_equal_to_uninterrupted_training(model_type, base, train, tmp_path):
     script = SCRIPTS[model_type]
     flags = ["--save_strategy", "steps", "--save_steps", 1, "--max_steps", 6, "--save_total_limit", 2]
     train(base(model_type), script, "whole", *flags)
@@ -338,14 +338,14 @@ def test_resumed_adapter_ends_as_the_uninterrupted_one(model_type, base, train, 
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     checkpoints = sorted(path.name for path in (tmp_path / "resumed").glob("checkpoint-*"))
     assert checkpoints == ["checkpoint-5", "checkpoint-6"]
-    # Only what is trained has a state: two moments and a step for each of its tensors.
+    # Only trained tensors have an optimizer state.
     optimizer = torch.load(tmp_path / "resumed" / "checkpoint-6" / "optimizer.pt", weights_only=True)
     assert len(optimizer["state"]) == len(whole)
     assert not (tmp_path / "resumed" / "checkpoint-6" / "model.safetensors").exists()
 
 
-def test_an_adapter_takes_less_memory_and_disk(base, train, run, train_file, tmp_path, monkeypatch):
-    """Gradients, optimizer states and the files of a checkpoint, against training the whole model."""
+def test_adapter_takes_less_memory_and_disk(base, train, run, train_file, tmp_path, monkeypatch):
+    """Gradients, optimizer state and checkpoint files, compared with training the whole model."""
     costs = {}
     common = ["--save_strategy", "steps", "--save_steps", 4]
     whole = ["--model_name_or_path", base("gpt2"), "--train_file", train_file, "--do_train", "--max_steps", 4]
@@ -366,8 +366,8 @@ def test_an_adapter_takes_less_memory_and_disk(base, train, run, train_file, tmp
         assert costs["adapter"][key] < cost / 3, key
 
 
-def test_the_best_adapter_is_loaded_at_the_end(base, train, evaluate, tmp_path):
-    """Here the best is said to be the one with the highest loss, which is the first and not the last."""
+def test_best_adapter_is_loaded_at_the_end(base, train, evaluate, tmp_path):
+    """The flags make the highest loss the best, so the best adapter is the first and not the last."""
     folder = base("gpt2")
     results = train(
         folder, run_clm, "out", "--eval_strategy", "steps", "--eval_steps", 1, "--save_strategy", "steps",
@@ -392,7 +392,7 @@ def test_the_best_adapter_is_loaded_at_the_end(base, train, evaluate, tmp_path):
     ],
     ids=lambda flags: flags[0],
 )
-def test_other_ways_to_train(model_type, flags, base, train, evaluate, tmp_path):
+def test_training_options(model_type, flags, base, train, evaluate, tmp_path):
     folder, script = base(model_type), SCRIPTS[model_type]
     for config in ("seq_bn", "lora"):
         results = train(folder, script, config, "--adapter_config", config, *flags)
@@ -417,19 +417,19 @@ def test_the_command_of_the_manual(checkpoint, train_file, validation_file, tmp_
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
 
 
-def test_what_gets_no_gradient_is_named(base, train, monkeypatch, capsys):
+def test_parameter_without_a_gradient_is_named(base, train, monkeypatch, capsys):
     add_adapter = run_clm.add_adapter
 
-    def add_more(model, *args):
+    def add_unused_parameter(model, *args):
         adapter = add_adapter(model, *args)
-        model.register_parameter("forgotten", torch.nn.Parameter(torch.zeros(3)))
+        model.register_parameter("unused", torch.nn.Parameter(torch.zeros(3)))
         return adapter
 
-    monkeypatch.setattr(run_clm, "add_adapter", add_more)
+    monkeypatch.setattr(run_clm, "add_adapter", add_unused_parameter)
     with pytest.raises(SystemExit) as stopped:
         train(base("gpt2"), run_clm, "out")
     assert stopped.value.code == 2
-    assert "no gradient reaches forgotten" in capsys.readouterr().err
+    assert "no gradient reaches unused" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -439,12 +439,12 @@ def test_what_gets_no_gradient_is_named(base, train, monkeypatch, capsys):
         ("a.b c", "a_b_c"), ("keys", "keys_adapter"), ("...", "adapter"), ("train", "train_adapter"),
     ],
 )  # fmt: skip
-def test_names_are_safe(name, expected):
+def test_safe_names(name, expected):
     assert safe_name(name) == expected
     torch.nn.ModuleDict()[expected] = torch.nn.Identity()
 
 
-def test_the_name_comes_from_the_data(base, run, validation_file, tmp_path):
+def test_default_name_is_that_of_the_data(base, run, validation_file, tmp_path):
     path = tmp_path / "my.little corpus.txt"
     path.write_text("\n".join(make_lines(60)))
     run(
@@ -474,22 +474,21 @@ def test_the_name_comes_from_the_data(base, run, validation_file, tmp_path):
         ("xlnet", "--train_adapter --adapter_config prefix_tuning", ["prefix_tuning", "seq_bn"]),
     ],
 )
-def test_bad_flags_are_refused(model_type, flags, named, base, refused, train_file, validation_file):
+def test_invalid_flags_are_refused(model_type, flags, named, base, refused, train_file, validation_file):
     data = ["--train_file", train_file, "--validation_file", validation_file, "--max_seq_length", 32]
     line = refused("--model_name_or_path", base(model_type), *data, *flags.split(), script=SCRIPTS[model_type])
     for part in named:
         assert part in line
 
 
-def test_an_adapter_of_another_kind_of_model_is_refused(base, train, refused, train_file, tmp_path):
+def test_adapter_for_another_model_type_is_refused(base, train, refused, train_file, tmp_path):
     train(base("gpt2"), run_clm, "out")
     flags = ["--model_name_or_path", base("llama"), "--train_file", train_file, "--block_size", 32]
     line = refused(*flags, "--train_adapter", "--load_adapter", tmp_path / "out")
     assert "gpt2-checkpoint" in line and "llama-checkpoint" in line
 
 
-def test_an_adapter_that_does_not_fit_is_refused(checkpoint, train, refused, train_file, tmp_path):
-    """Of the same kind of model, in another size."""
+def test_adapter_for_another_model_size_is_refused(checkpoint, train, refused, train_file, tmp_path):
     train(checkpoint("gpt2"), run_clm, "out")
     wider = checkpoint("gpt2", n_embd=32)
     line = refused(

@@ -1,6 +1,6 @@
-"""Checkpoints, tokenizers and data that would run code of their own: it does not run, and the run ends in one line.
+"""Checkpoints, tokenizers and datasets with code in them: it does not run, and one line says what was refused.
 
-Each trap leaves a mark, a file, when it goes off; that the traps do go off where nobody looks is tested as well.
+The code in each one writes a file, `mark`. Other tests check that it does so when transformers alone loads it.
 """
 
 import json
@@ -23,7 +23,7 @@ HUB_KERNEL = "stranger/kernel"
 
 @pytest.fixture
 def mark(tmp_path, monkeypatch) -> Path:
-    """The file that a trap writes; hub kernels are made to write it instead of being fetched."""
+    """The file that hostile code writes. Loading a kernel from the Hub is replaced by writing it."""
     mark = tmp_path / "mark"
     load_kernel = "lazy_import_flash_attention" if TRANSFORMERS_5 else "load_and_register_kernel"
     monkeypatch.setattr(f"transformers.modeling_utils.{load_kernel}", lambda name, **kwargs: mark.write_text(name))
@@ -32,8 +32,8 @@ def mark(tmp_path, monkeypatch) -> Path:
     return mark
 
 
-class Trap:
-    """An object whose unpickling writes the mark."""
+class HostileObject:
+    """Writes `mark` when it is unpickled."""
 
     def __init__(self, mark: Path):
         self.mark = mark
@@ -42,12 +42,12 @@ class Trap:
         return Path.write_text, (self.mark, "unpickled")
 
 
-def code_trap(mark: Path) -> str:
+def hostile_code(mark: Path) -> str:
     return f"from pathlib import Path\nPath({str(mark)!r}).write_text('imported')\n"
 
 
 def edit(file: Path, changes: dict) -> Path:
-    """Put `changes` first, so that they take effect before what else is there."""
+    """Put `changes` first in the file, so that they take effect before its other keys; returns its folder."""
     values = json.loads(file.read_text()) if file.exists() else {}
     file.write_text(json.dumps({**changes, **{key: value for key, value in values.items() if key not in changes}}))
     return file.parent
@@ -59,16 +59,16 @@ def texts(train_file, validation_file) -> list:
 
 
 @pytest.fixture
-def model_is_not_built(monkeypatch):
+def no_model_is_built(monkeypatch):
     def load_model(*args):
-        raise AssertionError("a model of a hostile checkpoint would have been built")
+        raise AssertionError("a model was built from a hostile checkpoint")
 
     monkeypatch.setattr(run_clm, "load_model", load_model)
 
 
 # Attention implementations that name a repository
 
-# What config.json calls attribute_map becomes the configuration's: another name for any of its attributes
+# A config.json can set attribute_map, which gives any attribute of the configuration another name.
 RENAMED = {
     config_class.model_type: {
         "attribute_map": {**config_class.attribute_map, "alias": "_attn_implementation_internal"},
@@ -95,7 +95,7 @@ NAMED_KERNELS = [
 
 @pytest.mark.parametrize("changes", NAMED_KERNELS, ids=json.dumps)
 @pytest.mark.parametrize("flag", ["--model_name_or_path", "--config_name"])
-def test_attention_of_a_repository_is_refused(checkpoint, refused, texts, mark, model_is_not_built, flag, changes):
+def test_attention_from_a_repository_is_refused(checkpoint, refused, texts, mark, no_model_is_built, flag, changes):
     folder = edit(checkpoint("gpt2") / "config.json", changes)
     message = refused(flag, folder, *texts)
     assert not mark.exists()
@@ -104,10 +104,10 @@ def test_attention_of_a_repository_is_refused(checkpoint, refused, texts, mark, 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 @pytest.mark.parametrize("key", ["_attn_implementation", "_attn_implementation_internal", "alias"])
-def test_trap_of_a_kernel_goes_off_in_transformers(checkpoint, mark, kind, key):
+def test_transformers_loads_the_kernel(checkpoint, mark, kind, key):
     folder = edit(checkpoint(kind) / "config.json", RENAMED[kind] if key == "alias" else {key: HUB_KERNEL})
     AutoModelForCausalLM.from_pretrained(folder)
-    if TRANSFORMERS_5 and key == "_attn_implementation_internal":  # which 5 does not read
+    if TRANSFORMERS_5 and key == "_attn_implementation_internal":  # transformers 5 does not read this key
         assert not mark.exists()
     else:
         assert mark.read_text() == HUB_KERNEL
@@ -115,7 +115,7 @@ def test_trap_of_a_kernel_goes_off_in_transformers(checkpoint, mark, kind, key):
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager", None])
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
-def test_attention_of_transformers_passes(checkpoint, run, texts, mark, tmp_path, key, attention):
+def test_attention_of_transformers_is_accepted(checkpoint, run, texts, mark, tmp_path, key, attention):
     folder = edit(checkpoint("gpt2") / "config.json", {key: attention, "nested": {key: attention}})
     results = run(tmp_path / "out", "--model_name_or_path", folder, *texts, "--do_eval")
     assert results["eval_loss"] > 0
@@ -123,7 +123,7 @@ def test_attention_of_transformers_passes(checkpoint, run, texts, mark, tmp_path
 
 
 @pytest.mark.parametrize("flag", ["--attn_implementation", "--config_overrides"])
-def test_repository_on_the_command_line(checkpoint, refused, texts, mark, flag):
+def test_attention_from_a_repository_in_a_flag_is_refused(checkpoint, refused, texts, mark, flag):
     folder = checkpoint("gpt2")
     if flag == "--attn_implementation":
         words = ["--model_name_or_path", folder, flag, HUB_KERNEL]
@@ -148,14 +148,14 @@ def test_repository_on_the_command_line(checkpoint, refused, texts, mark, flag):
     ids=json.dumps,
 )
 @pytest.mark.parametrize("flag", ["--model_name_or_path", "--config_name"])
-def test_config_cannot_trust_itself(checkpoint, refused, texts, mark, model_is_not_built, flag, changes):
+def test_trust_remote_code_in_config_is_refused(checkpoint, refused, texts, mark, no_model_is_built, flag, changes):
     folder = edit(checkpoint("gpt2") / "config.json", changes)
     message = refused(flag, folder, *texts)
     assert f"{folder}/config.json" in message and "trust_remote_code" in message
 
 
 def with_model_code(folder: Path, mark: Path, model_type: str) -> Path:
-    (folder / "modeling_x.py").write_text(code_trap(mark))
+    (folder / "modeling_x.py").write_text(hostile_code(mark))
     names = ("AutoConfig", "AutoModel", "AutoModelForCausalLM")
     auto_map = {name: f"modeling_x.Evil{name}" for name in names}
     return edit(folder / "config.json", {"model_type": model_type, "auto_map": auto_map})
@@ -171,7 +171,7 @@ def test_code_for_an_unknown_model_type_is_refused(checkpoint, refused, texts, m
     assert str(folder) in message
 
 
-def test_code_for_a_known_model_type_is_left_alone(checkpoint, run, texts, mark, tmp_path):
+def test_code_for_a_known_model_type_does_not_run(checkpoint, run, texts, mark, tmp_path):
     folder = checkpoint("gpt2")
     expected = run(tmp_path / "plain", "--model_name_or_path", folder, *texts, "--do_eval")
     with_model_code(folder, mark, "gpt2")
@@ -181,15 +181,15 @@ def test_code_for_a_known_model_type_is_left_alone(checkpoint, run, texts, mark,
 
 
 @pytest.mark.parametrize("model_type", ["evil", "gpt2"])
-def test_trap_of_model_code_goes_off_in_transformers(checkpoint, mark, model_type):
+def test_transformers_runs_the_model_code(checkpoint, mark, model_type):
     folder = with_model_code(checkpoint("gpt2"), mark, model_type)
-    with pytest.raises(AttributeError, match="EvilAutoConfig"):  # the module has run, and lacks the class
+    with pytest.raises(AttributeError, match="EvilAutoConfig"):  # the module ran, but lacks the class
         AutoConfig.from_pretrained(folder, trust_remote_code=True)
     assert mark.exists()
 
 
 def with_tokenizer_code(folder: Path, mark: Path, tokenizer_class: str, legacy: bool) -> Path:
-    (folder / "tokenization_x.py").write_text(code_trap(mark))
+    (folder / "tokenization_x.py").write_text(hostile_code(mark))
     classes = ["tokenization_x.Evil", "tokenization_x.EvilFast"]
     auto_map = classes if legacy else {"AutoTokenizer": classes}
     return edit(folder / "tokenizer_config.json", {"tokenizer_class": tokenizer_class, "auto_map": auto_map})
@@ -205,7 +205,7 @@ SMALL_GPT2 = ["--model_type", "gpt2", "--config_overrides", "n_embd=8,n_layer=1,
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_code_for_an_unknown_tokenizer_is_refused(tokenizer_folder, refused, texts, mark, model_is_not_built, legacy):
+def test_code_for_an_unknown_tokenizer_is_refused(tokenizer_folder, refused, texts, mark, no_model_is_built, legacy):
     with_tokenizer_code(tokenizer_folder, mark, "Evil", legacy)
     message = refused(*SMALL_GPT2, "--tokenizer_name", tokenizer_folder, *texts)
     assert not mark.exists()
@@ -213,7 +213,7 @@ def test_code_for_an_unknown_tokenizer_is_refused(tokenizer_folder, refused, tex
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_code_for_a_known_tokenizer_is_left_alone(tokenizer_folder, run, texts, mark, tmp_path, legacy):
+def test_code_for_a_known_tokenizer_does_not_run(tokenizer_folder, run, texts, mark, tmp_path, legacy):
     with_tokenizer_code(tokenizer_folder, mark, "PreTrainedTokenizerFast", legacy)
     run(tmp_path / "out", *SMALL_GPT2, "--tokenizer_name", tokenizer_folder, *texts, "--do_eval")
     assert (tmp_path / "out" / "eval_results.json").exists()
@@ -221,7 +221,7 @@ def test_code_for_a_known_tokenizer_is_left_alone(tokenizer_folder, run, texts, 
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_trap_of_tokenizer_code_goes_off_in_transformers(tokenizer_folder, mark, legacy):
+def test_transformers_runs_the_tokenizer_code(tokenizer_folder, mark, legacy):
     with_tokenizer_code(tokenizer_folder, mark, "Evil", legacy)
     with pytest.raises(AttributeError, match="EvilFast"):
         AutoTokenizer.from_pretrained(tokenizer_folder, trust_remote_code=True)
@@ -237,13 +237,13 @@ def test_trap_of_tokenizer_code_goes_off_in_transformers(tokenizer_folder, mark,
     ],
     ids=json.dumps,
 )
-def test_tokenizer_folder_with_a_hostile_config(tokenizer_folder, refused, texts, mark, model_is_not_built, changes):
+def test_tokenizer_folder_with_a_hostile_config(tokenizer_folder, refused, texts, mark, no_model_is_built, changes):
     edit(tokenizer_folder / "config.json", {"model_type": "gpt2", **changes})
-    (tokenizer_folder / "modeling_x.py").write_text(code_trap(mark))
-    (tokenizer_folder / "tokenizer_config.json").unlink()  # so that the tokenizer's class comes from config.json
+    (tokenizer_folder / "modeling_x.py").write_text(hostile_code(mark))
+    (tokenizer_folder / "tokenizer_config.json").unlink()  # then the tokenizer's class comes from config.json
     flags = [*SMALL_GPT2, "--tokenizer_name", tokenizer_folder, *texts]
-    if TRANSFORMERS_5 and "auto_map" in changes:  # 5 reads tokenizer.json as data, whatever the class, and goes on
-        with pytest.raises(AssertionError, match="would have been built"):
+    if TRANSFORMERS_5 and "auto_map" in changes:  # 5 loads tokenizer.json whatever the class
+        with pytest.raises(AssertionError, match="a model was built"):
             refused(*flags)
         assert not mark.exists()
         return
@@ -254,8 +254,8 @@ def test_tokenizer_folder_with_a_hostile_config(tokenizer_folder, refused, texts
 
 @pytest.mark.parametrize("flag", ["--model_name_or_path", "--config_name", "--tokenizer_name"])
 @pytest.mark.parametrize("changes", [{"trust_remote_code": True}, NAMED_KERNELS[1]], ids=json.dumps)
-def test_second_config_file_is_read_as_well(checkpoint, refused, texts, mark, model_is_not_built, flag, changes):
-    """transformers reads the file that `configuration_files` names for its version in the place of config.json."""
+def test_second_config_file_is_checked_too(checkpoint, refused, texts, mark, no_model_is_built, flag, changes):
+    """transformers reads the file that `configuration_files` lists for its version instead of config.json."""
     folder = checkpoint("gpt2")
     (folder / "config.4.0.0.json").write_text((folder / "config.json").read_text())
     edit(folder / "config.4.0.0.json", changes)
@@ -270,7 +270,7 @@ def test_second_config_file_is_read_as_well(checkpoint, refused, texts, mark, mo
 def test_dataset_script_does_not_run(refused, mark, tmp_path):
     folder = tmp_path / "corpus"
     folder.mkdir()
-    (folder / "corpus.py").write_text(code_trap(mark))
+    (folder / "corpus.py").write_text(hostile_code(mark))
     message = refused(*SMALL_GPT2, "--train_tokenizer", "bpe", "--dataset_name", folder)
     assert not mark.exists()
     assert str(folder) in message
@@ -279,31 +279,31 @@ def test_dataset_script_does_not_run(refused, mark, tmp_path):
 # Pickles
 
 
-def pickle_trap(file: Path, mark: Path, legacy: bool) -> None:
+def write_hostile_pickle(file: Path, mark: Path, legacy: bool) -> None:
     if legacy:
-        file.write_bytes(pickle.dumps(Trap(mark)))
+        file.write_bytes(pickle.dumps(HostileObject(mark)))
     else:
-        torch.save({"lm_head.weight": Trap(mark)}, file)
+        torch.save({"lm_head.weight": HostileObject(mark)}, file)
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_trap_of_a_pickle_goes_off_in_pickle(tmp_path, mark, legacy):
-    pickle_trap(tmp_path / "trap.bin", mark, legacy)
+def test_pickle_runs_the_code(tmp_path, mark, legacy):
+    write_hostile_pickle(tmp_path / "hostile.bin", mark, legacy)
     if legacy:
-        pickle.loads((tmp_path / "trap.bin").read_bytes())
+        pickle.loads((tmp_path / "hostile.bin").read_bytes())
     else:
-        torch.load(tmp_path / "trap.bin", weights_only=False)
+        torch.load(tmp_path / "hostile.bin", weights_only=False)
     assert mark.exists()
 
 
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "auto"])
-def test_weights_that_are_a_hostile_pickle(checkpoint, refused, texts, mark, legacy, sharded, dtype):
+def test_hostile_pickle_of_weights_is_refused(checkpoint, refused, texts, mark, legacy, sharded, dtype):
     folder = checkpoint("gpt2")
     (folder / "model.safetensors").unlink()
     name = "pytorch_model-00001-of-00001.bin" if sharded else "pytorch_model.bin"
-    pickle_trap(folder / name, mark, legacy)
+    write_hostile_pickle(folder / name, mark, legacy)
     if sharded:
         index = {"metadata": {"total_size": 1}, "weight_map": {"lm_head.weight": name}}
         (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
@@ -312,7 +312,7 @@ def test_weights_that_are_a_hostile_pickle(checkpoint, refused, texts, mark, leg
     assert f"--model_name_or_path {folder}: " in message
 
 
-def test_clean_weights_in_a_pickle_file_load(checkpoint, run, texts, mark, tmp_path):
+def test_harmless_pickle_of_weights_loads(checkpoint, run, texts, mark, tmp_path):
     folder = checkpoint("gpt2")
     expected = run(tmp_path / "safetensors", "--model_name_or_path", folder, *texts, "--do_eval")
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
@@ -333,10 +333,10 @@ def trained(run, checkpoint, texts, tmp_path):
 def is_pickle(file: Path) -> bool:
     if zipfile.is_zipfile(file):
         return any(name.endswith(".pkl") for name in zipfile.ZipFile(file).namelist())
-    return file.read_bytes()[:1] == b"\x80"  # how each pickle since protocol 2 begins
+    return file.read_bytes()[:1] == b"\x80"  # first byte of every pickle since protocol 2
 
 
-def test_training_writes_no_pickles_but_the_state_for_resuming(trained):
+def test_training_writes_pickles_only_to_resume(trained):
     folder, _ = trained
     files = [file for file in folder.rglob("*") if file.is_file()]
     pickles = {file.relative_to(folder).as_posix() for file in files if is_pickle(file)}
@@ -345,13 +345,13 @@ def test_training_writes_no_pickles_but_the_state_for_resuming(trained):
     assert (folder / "model.safetensors").exists() and (folder / "checkpoint-1" / "model.safetensors").exists()
 
 
-def test_state_for_resuming_that_is_a_hostile_pickle_does_not_run(trained, run, mark):
+def test_hostile_pickle_in_the_resume_state_does_not_run(trained, run, mark):
     folder, flags = trained
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         file = folder / "checkpoint-1" / name
         content = file.read_bytes()
         for legacy in (False, True):
-            pickle_trap(file, mark, legacy)
+            write_hostile_pickle(file, mark, legacy)
             with pytest.raises((SystemExit, pickle.UnpicklingError)):
                 run(folder, *flags)
             assert not mark.exists(), name

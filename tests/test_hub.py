@@ -1,4 +1,4 @@
-"""Uploads to the hub and downloads from it, over HTTP, with the real clients."""
+"""Uploads to a local hub and downloads from it, over HTTP, with the real clients."""
 
 import json
 import logging
@@ -39,8 +39,8 @@ def rows(num_lines: int, seed: int) -> bytes:
 
 
 @pytest.fixture
-def shelves(hub, checkpoint):
-    """A hub with a GPT-2, whose card has a licence, and a WikiText, both known by their old names too."""
+def stocked_hub(hub, checkpoint):
+    """A hub with a GPT-2, whose card has a license, and a WikiText. Both also have names without an owner."""
     folder = checkpoint("gpt2")
     (folder / "README.md").write_text("---\nlicense: mit\n---\n")
     hub.add("model", "openai-community/gpt2", folder)
@@ -52,7 +52,7 @@ def shelves(hub, checkpoint):
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    """The clients try again after 1, 2, 4 ... seconds."""
+    """The clients retry after 1, 2, 4 ... seconds."""
     clock = SimpleNamespace(sleep=lambda seconds: None, time=time.time)
     monkeypatch.setattr("huggingface_hub.utils._http.time", clock)
 
@@ -65,13 +65,13 @@ def all_bytes(folder: Path) -> bytes:
 
 
 @pytest.mark.parametrize("strategy", ["end", "every_save", "checkpoint", "all_checkpoints"])
-def test_upload(strategy, shelves, run, tmp_path, capfd, caplog):
-    shelves.part_size = 20_000  # the weights go up in parts
+def test_upload(strategy, stocked_hub, run, tmp_path, capfd, caplog):
+    stocked_hub.part_size = 20_000  # the weights are uploaded in parts
     results = run(
         tmp_path / "out", *TRAIN, *PUSH, "--hub_strategy", strategy, "--hub_private_repo", "--report_to",
         "tensorboard", "--save_strategy", "steps", "--save_steps", 1, "--token", "hf_reader",
     )  # fmt: skip
-    repository = shelves.repositories["model", "tester/out"]
+    repository = stocked_hub.repositories["model", "tester/out"]
     files = repository.files()
     assert repository.private
     for name in ("model.safetensors", "config.json", "tokenizer.json", "README.md", "loss.png", "run_args.yaml"):
@@ -90,17 +90,17 @@ def test_upload(strategy, shelves, run, tmp_path, capfd, caplog):
     num_commits = {"end": 1, "every_save": 2, "checkpoint": 3, "all_checkpoints": 5}[strategy]
     assert len(repository.commits) - 1 >= num_commits
     assert not [name for name in files if name.endswith("training_args.bin") or "optimizer" in name.split("/")[0]]
-    assert any(request.startswith("PUT") and request.endswith("/2") for request in shelves.requests)
+    assert any(request.startswith("PUT") and request.endswith("/2") for request in stocked_hub.requests)
     assert not list((tmp_path / "out").glob("checkpoint-upload-*"))
 
-    # The tokens are nowhere.
+    # The tokens appear nowhere.
     printed = capfd.readouterr()
     written = all_bytes(tmp_path / "out") + b"".join(files.values())
     for secret in ("hf_writer", "hf_reader"):
         assert secret.encode() not in written
         assert secret not in printed.out + printed.err + caplog.text
 
-    # The card is read back, from the hub, and the model used.
+    # The card and the model can be loaded from the hub.
     card = ModelCard.load("tester/out", token="hf_writer")
     assert card.data.license == "mit"
     assert card.data.base_model == "gpt2"
@@ -123,52 +123,52 @@ def test_upload(strategy, shelves, run, tmp_path, capfd, caplog):
 
 
 REFUSALS = {
-    "no token": ([], "wrong access: there is no token"),
-    "unknown token": (["--hub_token", "hf_wrong"], "wrong access: the hub does not take this token"),
-    "token that only reads": (["--hub_token", "hf_reader"], "wrong access: this token .* is not allowed"),
-    "name of somebody else": (
-        ["--hub_token", "hf_writer", "--hub_model_id", "stranger/new"], "wrong access: this token .* is not allowed",
+    "no token": ([], "access denied: there is no token"),
+    "unknown token": (["--hub_token", "hf_wrong"], "access denied: the Hub rejects this token"),
+    "read-only token": (["--hub_token", "hf_reader"], "access denied: this token .* is not allowed"),
+    "name of another user": (
+        ["--hub_token", "hf_writer", "--hub_model_id", "stranger/new"], "access denied: this token .* is not allowed",
     ),
-    "repository of somebody else": (
-        ["--hub_token", "hf_writer", "--hub_model_id", "openai-community/gpt2"], "wrong access: .* is not allowed",
+    "repository of another user": (
+        ["--hub_token", "hf_writer", "--hub_model_id", "openai-community/gpt2"], "access denied: .* is not allowed",
     ),
-    "impossible name": (["--hub_token", "hf_writer", "--hub_model_id", "a b"], "--hub_model_id a b: .* letters"),
+    "invalid name": (["--hub_token", "hf_writer", "--hub_model_id", "a b"], "--hub_model_id a b: .* letters"),
     "no such branch": (["--hub_token", "hf_writer", "--hub_revision", "dev"], "no such revision"),
     "offline": (["--hub_token", "hf_writer"], "no network: HF_HUB_OFFLINE is set"),
-    "server away": (["--hub_token", "hf_writer"], "the network: http://127.0.0.1.* cannot be reached"),
-    "server ill": (["--hub_token", "hf_writer"], "the network: the hub answers with status 503"),
-    "no training": (["--hub_token", "hf_writer", "--do_eval"], "--push_to_hub goes with --do_train"),
+    "server unreachable": (["--hub_token", "hf_writer"], "network error: http://127.0.0.1.* cannot be reached"),
+    "server error": (["--hub_token", "hf_writer"], "network error: the Hub responds with status 503"),
+    "no training": (["--hub_token", "hf_writer", "--do_eval"], "--push_to_hub requires --do_train"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_upload_is_refused_early(case, shelves, refused, monkeypatch, validation_file):
+def test_upload_is_refused_early(case, stocked_hub, refused, monkeypatch, validation_file):
     flags, message = REFUSALS[case]
     if case == "offline":
         set_offline(monkeypatch, True)
     elif case.startswith("server"):
-        shelves.fail(" /api/repos", 0 if case == "server away" else 503)
-    before = {key: dict(repository.branches) for key, repository in shelves.repositories.items()}
+        stocked_hub.fail(" /api/repos", 0 if case == "server unreachable" else 503)
+    before = {key: dict(repository.branches) for key, repository in stocked_hub.repositories.items()}
     monkeypatch.setattr(run_clm, "load_corpus", None)  # must not be called
     scratch = ["--model_type", "gpt2", "--config_overrides", "n_embd=8,n_layer=1,n_head=2", "--train_tokenizer", "bpe"]
     line = refused(*scratch, "--train_file", validation_file, "--push_to_hub", *flags)
     assert re.search(message, line)
     assert "hf_w" not in line and "hf_r" not in line
-    after = {key: repository.branches for key, repository in shelves.repositories.items()}
-    after.pop(("model", "tester/refused-output"), None)  # made for a branch that it does not have
+    after = {key: repository.branches for key, repository in stocked_hub.repositories.items()}
+    after.pop(("model", "tester/refused-output"), None)  # created before its branch is found missing
     assert after == before
 
 
-def test_flags_of_the_hub_alone(shelves, run, tmp_path, caplog):
+def test_hub_flags_without_push_to_hub(stocked_hub, run, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         run(tmp_path / "out", *TRAIN, "--hub_model_id", "tester/x", "--hub_token", "hf_writer")
     assert "--hub_model_id, --hub_token: no effect without --push_to_hub" in caplog.text
-    assert list(shelves.repositories) == [("model", "openai-community/gpt2"), ("dataset", "Salesforce/wikitext")]
+    assert list(stocked_hub.repositories) == [("model", "openai-community/gpt2"), ("dataset", "Salesforce/wikitext")]
 
 
-def test_server_that_fails_in_the_middle(shelves, common_args, tmp_path, capsys):
-    """One line with the command that uploads the results, which are complete; and the command does it."""
-    shelves.fail("PUT /upload", 0, after=1)
+def test_failed_upload_of_the_results(stocked_hub, common_args, tmp_path, capsys):
+    """The error line has a command that uploads the results, which are complete, and the command works."""
+    stocked_hub.fail("PUT /upload", 0, after=1)
     out = tmp_path / "the output"
     args = ["--output_dir", out, *common_args, *TRAIN, *PUSH, "--hub_strategy", "end", "--hub_model_id", "tester/mine"]
     with pytest.raises(SystemExit) as stopped:
@@ -177,48 +177,49 @@ def test_server_that_fails_in_the_middle(shelves, common_args, tmp_path, capsys)
     errors = capsys.readouterr().err.splitlines()
     assert "Traceback" not in "".join(errors)
     line = next(line for line in errors if line.startswith("run_clm.py: error: "))
-    assert "the network: " in line and f"complete in {out}" in line
+    assert "network error: " in line and f"complete in {out}" in line
     names = {path.name for path in out.iterdir()}
     assert names >= {"model.safetensors", "README.md", "all_results.json", "trainer_state.json", "loss.png"}
-    assert list(shelves.repositories["model", "tester/mine"].files()) == []
+    assert list(stocked_hub.repositories["model", "tester/mine"].files()) == []
 
-    shelves.failures.clear()
+    stocked_hub.failures.clear()
     words = shlex.split(line[line.index("hf upload ") :])
     environment = os.environ | {"HF_TOKEN": "hf_writer", "HF_HUB_OFFLINE": "0"}
     command = [Path(sys.executable).with_name("hf"), *words[1:]]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert result.returncode == 0, result.stderr
-    uploaded = shelves.repositories["model", "tester/mine"].files()
+    uploaded = stocked_hub.repositories["model", "tester/mine"].files()
     assert uploaded == {
         path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()
     }
 
 
-def test_upload_of_a_checkpoint_fails(shelves, run, tmp_path, caplog):
-    """Training goes on, a warning says so, and the upload at the end has everything."""
-    shelves.fail("POST .*/commit/", 500)
-    train_text_only = ["--save_strategy", "steps", "--save_steps", 1, "--hub_always_push"]
+def test_failed_upload_of_a_checkpoint(stocked_hub, run, tmp_path, caplog):
+    """Training continues with a warning, and the final upload has all files."""
+    stocked_hub.fail("POST .*/commit/", 500)
+    saving = ["--save_strategy", "steps", "--save_steps", 1, "--hub_always_push"]
     original = run_clm.LMTrainer.push_to_hub
 
     def push_to_hub(trainer):
         trainer.checkpoint_uploads.finish(trainer.args)
-        shelves.failures.clear()
+        stocked_hub.failures.clear()
         original(trainer)
 
     with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.WARNING):
         patch.setattr(run_clm.LMTrainer, "push_to_hub", push_to_hub)
-        run(tmp_path / "out", *TRAIN, *PUSH, *train_text_only)
+        run(tmp_path / "out", *TRAIN, *PUSH, *saving)
+    reason = "network error: the Hub responds with status 500"
     for step in (1, 2):
-        assert f"the upload of checkpoint-{step} failed, training goes on: the network: the hub answers" in caplog.text
-    files = shelves.repositories["model", "tester/out"].files()
+        assert f"the upload of checkpoint-{step} failed, training continues: {reason}" in caplog.text
+    files = stocked_hub.repositories["model", "tester/out"].files()
     assert files["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
     assert not list((tmp_path / "out").glob("checkpoint-upload-*"))
 
 
-def test_in_a_process_of_its_own(shelves, tmp_path):
-    """With nothing but the environment; the branch exists already."""
+def test_upload_from_a_new_process(stocked_hub, tmp_path):
+    """Configured by the environment only; the branch already exists."""
     huggingface_hub.create_repo("tester/model", token="hf_writer")
-    shelves.repositories["model", "tester/model"].commit({"old.txt": b"old"}, "dev")
+    stocked_hub.repositories["model", "tester/model"].commit({"old.txt": b"old"}, "dev")
     environment = {"HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
     flags = [
         "--push_to_hub",
@@ -236,21 +237,21 @@ def test_in_a_process_of_its_own(shelves, tmp_path):
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "hf_writer" not in result.stdout + result.stderr
-    files = shelves.repositories["model", "tester/model"].files("dev")
+    files = stocked_hub.repositories["model", "tester/model"].files("dev")
     assert {"model.safetensors", "README.md", "old.txt"} <= set(files)
-    assert shelves.repositories["model", "tester/model"].files("main") == {}
+    assert stocked_hub.repositories["model", "tester/model"].files("main") == {}
 
 
 # Downloads
 
 
-def test_revisions_and_private_repositories(shelves, checkpoint, run, tmp_path):
+def test_revisions_and_private_repositories(stocked_hub, checkpoint, run, tmp_path):
     old = run(tmp_path / "old", *GPT2, *WIKITEXT, "--do_eval", "--block_size", 32)
     model = checkpoint("gpt2", n_layer=1)
-    commit = shelves.add("model", "tester/private", model, private=True)
-    shelves.add("model", "tester/private", {}, "main")
-    shelves.add("dataset", "tester/texts", {"a.jsonl": rows(30, 5)}, "v1", private=True)
-    shelves.add("dataset", "tester/texts", {"a.txt": b"no\n"})
+    commit = stocked_hub.add("model", "tester/private", model, private=True)
+    stocked_hub.add("model", "tester/private", {}, "main")
+    stocked_hub.add("dataset", "tester/texts", {"a.jsonl": rows(30, 5)}, "v1", private=True)
+    stocked_hub.add("dataset", "tester/texts", {"a.txt": b"no\n"})
     flags = ["--do_eval", "--block_size", 32, "--token", "hf_reader"]
     private = ["--model_name_or_path", "tester/private", "--model_revision", commit]
     data = ["--dataset_name", "tester/texts", "--dataset_revision", "v1"]
@@ -262,12 +263,12 @@ def test_revisions_and_private_repositories(shelves, checkpoint, run, tmp_path):
     assert first["eval_bytes"] == local["eval_bytes"]
 
 
-@pytest.mark.parametrize("way", ["HF_HUB_OFFLINE", "server away"])
-def test_from_the_cache(way, shelves, run, monkeypatch, tmp_path):
+@pytest.mark.parametrize("way", ["HF_HUB_OFFLINE", "server unreachable"])
+def test_from_the_cache(way, stocked_hub, run, monkeypatch, tmp_path):
     flags = [*GPT2, *WIKITEXT, "--do_eval", "--block_size", 32]
     online = run(tmp_path / "online", *flags)
-    if way == "server away":
-        shelves.fail("", 0)
+    if way == "server unreachable":
+        stocked_hub.fail("", 0)
         huggingface_hub.HfFileSystem.clear_instance_cache()
     else:
         set_offline(monkeypatch, True)
@@ -276,22 +277,22 @@ def test_from_the_cache(way, shelves, run, monkeypatch, tmp_path):
 
 
 CAUSES = {
-    "missing": (["none/such"], "wrong name: there is no folder none/such, and the hub has no such repository"),
+    "missing": (["none/such"], "wrong name: there is no folder none/such, and the Hub has no such repository"),
     "malformed": (["a//b"], "wrong name: there is no folder a//b|Couldn't find any data file at .*/a/b"),
-    "private": (["stranger/private"], "wrong access, if it is private"),
-    "private, other token": (["stranger/private", "--token", "hf_reader"], "wrong access, if it is private"),
-    "unknown token": (["stranger/private", "--token", "hf_wrong"], "wrong access: the hub does not take this token"),
-    "gated": (["stranger/gated", "--token", "hf_reader"], "wrong access: stranger/gated is gated"),
+    "private": (["stranger/private"], "access denied, if it is private"),
+    "private, other token": (["stranger/private", "--token", "hf_reader"], "access denied, if it is private"),
+    "unknown token": (["stranger/private", "--token", "hf_wrong"], "access denied: the Hub rejects this token"),
+    "gated": (["stranger/gated", "--token", "hf_reader"], "access denied: stranger/gated is gated"),
     "revision": (["stranger/public"], "wrong name: stranger/public has no such revision"),
     "offline": (["stranger/public"], "no network: HF_HUB_OFFLINE is set"),
-    "server away": (["stranger/public"], "the network: http://127.0.0.1.* cannot be reached"),
-    "server ill": (["stranger/public"], "the network: "),
+    "server unreachable": (["stranger/public"], "network error: http://127.0.0.1.* cannot be reached"),
+    "server error": (["stranger/public"], "network error: "),
 }
 
 
 @pytest.mark.parametrize("what", ["model", "tokenizer", "dataset", pytest.param("adapter", marks=needs_adapters)])
 @pytest.mark.parametrize("cause", CAUSES)
-def test_what_is_wrong(cause, what, hub, refused, checkpoint, validation_file, monkeypatch):
+def test_download_errors(cause, what, hub, refused, checkpoint, validation_file, monkeypatch):
     kind = "dataset" if what == "dataset" else "model"
     files = {"README.md": b"A card.", "a.txt": b"text\n", "config.json": b"{}", "adapter_config.json": b"{}"}
     hub.add(kind, "stranger/private", files, private=True)
@@ -301,7 +302,7 @@ def test_what_is_wrong(cause, what, hub, refused, checkpoint, validation_file, m
     if cause == "offline":
         set_offline(monkeypatch, True)
     elif cause.startswith("server"):
-        hub.fail("", 0 if cause == "server away" else 502)
+        hub.fail("", 0 if cause == "server unreachable" else 502)
     elif cause == "revision":
         flag = {"dataset": "--dataset_revision", "adapter": "--adapter_revision"}.get(what, "--model_revision")
         more = [flag, "v9"]
@@ -319,7 +320,7 @@ def test_what_is_wrong(cause, what, hub, refused, checkpoint, validation_file, m
 
 @needs_adapters
 def test_adapters(hub, checkpoint, run, tmp_path, validation_file, train_file):
-    """An adapter, its language adapter and the embeddings that were trained with it come from the hub as one."""
+    """One repository has an adapter, its language adapter and the embeddings that were trained with it."""
     hub.add("model", "tester/base", checkpoint("gpt2"))
     flags = ["--model_name_or_path", "tester/base", "--block_size", 32]
     train = [*flags, "--train_file", train_file, "--validation_file", validation_file, "--max_steps", 3]
@@ -340,7 +341,7 @@ def test_adapters(hub, checkpoint, run, tmp_path, validation_file, train_file):
     plain = run(tmp_path / "plain", *flags, *evaluate)
     assert abs(plain["eval_loss"] - results["eval_loss"]) > 1e-3
 
-    # Another commit, and the first one by its name.
+    # A later commit, and the first one as a revision.
     first = hub.repositories["model", "tester/task"].branches["main"]
     hub.add("model", "tester/task", hub.repositories["model", "tester/language"].files())
     other = run(tmp_path / "other", *flags, *evaluate, "--load_adapter", "tester/task")
@@ -359,14 +360,14 @@ def test_adapters(hub, checkpoint, run, tmp_path, validation_file, train_file):
         logits = names["model"].eval()(ids).logits
         loss = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:])
         names["model"].set_active_adapters("task")
-        assert not torch.allclose(names["model"](ids).logits, logits)  # the language adapter is there too
+        assert not torch.allclose(names["model"](ids).logits, logits)  # the language adapter has an effect
     one_block = run(tmp_path / "one", *flags, *evaluate, *revision, "--max_eval_samples", 1)
     assert one_block["eval_loss"] == pytest.approx(loss.item(), abs=1e-5)
 
 
 @needs_adapters
-def test_no_adapter_in_the_repository(hub, checkpoint, refused, validation_file):
+def test_repository_without_an_adapter(hub, checkpoint, refused, validation_file):
     hub.add("model", "tester/base", checkpoint("gpt2"))
     flags = ["--model_name_or_path", "tester/base", "--validation_file", validation_file, "--do_eval"]
     line = refused(*flags, "--load_adapter", "tester/base")
-    assert "--load_adapter tester/base: the hub has tester/base, but no adapter in it" in line
+    assert "--load_adapter tester/base: tester/base is on the Hub, but has no adapter" in line

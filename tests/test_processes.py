@@ -61,7 +61,7 @@ def slow_text(row):
     return row["text"]
 
 LMTrainer.create_accelerator_and_postprocess, LMTrainer.compute_loss = create_accelerator_on_cpu, note_batch
-training_arguments.LMTrainingArguments._choose_fsdp = lambda self: None
+training_arguments.LMTrainingArguments._check_fsdp = lambda self: None
 torch.cpu._is_avx512_bf16_supported = lambda: True  # slow elsewhere, but it works
 os.environ["SECONDS"], os.environ["TOKENIZED"] = str(seconds), str(folder / "tokenized.txt")
 for name, script, flags in json.loads((folder / "runs.json").read_text()):

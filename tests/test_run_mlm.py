@@ -270,7 +270,7 @@ def test_line_ends_are_not_predicted_line_by_line(run, validation_file, masked_c
         ("--group_by_length", ["--group_by_length", "--line_by_line"]),
         ("--max_seq_length 513", ["513", "512 positions", "max_position_embeddings=513"]),
         ("--max_seq_length 2", ["--max_seq_length 2", "2 special tokens", "3 or more"]),
-        ("--model_type gpt2", ["--model_type gpt2", "no model of type gpt2"]),
+        ("--model_type gpt2", ["--model_type gpt2", "not train models of type gpt2"]),
         ("--model_type llama", ["--model_type llama"]),
         ("--model_type roberta --max_seq_length 513", ["512 positions", "max_position_embeddings=515"]),
         ("--mlm_probabilty 0.2", ["--mlm_probability"]),
@@ -290,7 +290,7 @@ def test_a_tokenizer_without_mask_token_is_refused(checkpoint, train_file, refus
         "--model_type", "bert", "--tokenizer_name", tmp_path / "causal", "--train_file", train_file, script=run_mlm
     )
     assert "no mask token" in line
-    assert "no model of type gpt2" in refused(
+    assert "not train models of type gpt2" in refused(
         "--model_name_or_path", checkpoint("gpt2"), "--train_file", train_file, script=run_mlm
     )
 

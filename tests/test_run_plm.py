@@ -199,8 +199,8 @@ def test_the_default_length_is_512(train_file, run, tmp_path, monkeypatch):
         ("--max_span_length 513", ["--max_span_length 513"]),
         ("--group_by_length", ["--group_by_length", "--line_by_line"]),
         ("--max_seq_length 2 --max_span_length 1", ["--max_seq_length 2", "2 special tokens"]),
-        ("--model_type gpt2", ["--model_type gpt2", "no model of type gpt2", "xlnet"]),
-        ("--model_type bert", ["--model_type bert", "it does xlnet"]),
+        ("--model_type gpt2", ["--model_type gpt2", "not train models of type gpt2", "xlnet"]),
+        ("--model_type bert", ["--model_type bert", "it trains xlnet"]),
         ("--config_overrides d_model=10,n_head=4", ["d_model=10"]),
         ("--config_overrides d_model=16,n_head=2,d_heads=8", ["d_heads", "d_head"]),
         ("--mlm_probability 0.2", ["--mlm_probability", "--plm_probability"]),
@@ -226,6 +226,6 @@ def test_a_tokenizer_without_mask_token_is_refused(checkpoint, train_file, refus
         "--model_type", "xlnet", "--tokenizer_name", tmp_path / "causal", "--train_file", train_file, script=run_plm
     )
     assert "no mask token" in line
-    assert "no model of type gpt2; it does xlnet" in refused(
+    assert "not train models of type gpt2; it trains xlnet" in refused(
         "--model_name_or_path", checkpoint("gpt2"), "--train_file", train_file, script=run_plm
     )

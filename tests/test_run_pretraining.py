@@ -337,8 +337,8 @@ def test_lamb_is_that_of_the_paper(train_file, run, tmp_path, monkeypatch):
     [
         ("--max_seq_length 7", ["--max_seq_length 7", "8 or more"]),
         ("--max_seq_length 513", ["513", "512 positions"]),
-        ("--model_type roberta", ["no model of type roberta", "albert"]),
-        ("--model_type gpt2-medium", ["no model of type gpt2-medium"]),
+        ("--model_type roberta", ["not train models of type roberta", "albert"]),
+        ("--model_type gpt2-medium", ["not train models of type gpt2-medium"]),
         ("--nsp_probability 1.5", ["--nsp_probability 1.5"]),
         ("--short_seq_probability -1", ["--short_seq_probability -1"]),
         ("--mlm_probability 1", ["--mlm_probability 1"]),
@@ -387,7 +387,7 @@ def test_bad_models_and_tokenizers_are_refused(refused, masked_tokenizer, tokeni
     make_masked_model("roberta", len(masked_tokenizer)).save_pretrained(folder)
     masked_tokenizer.save_pretrained(folder)
     line = refused("--model_name_or_path", folder, "--train_file", train_file)
-    assert "no model of type roberta" in line and "bert" in line
+    assert "not train models of type roberta" in line and "bert" in line
     tokenizer.save_pretrained(tmp_path / "causal")
     line = refused("--model_type", "bert", "--tokenizer_name", tmp_path / "causal", "--train_file", train_file)
     assert "no mask token" in line

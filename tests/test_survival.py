@@ -301,7 +301,7 @@ def test_signal_ends_in_good_order(number, step, workers, num_processes, flags, 
     assert checkpoints(tmp_path / "out") == [f"checkpoint-{step + 1}"]
     assert "Traceback" not in run.output
     assert f"stopped by {number.name}; step {step + 1} is saved in {tmp_path / 'out'}" in run.output
-    commands = re.findall("^run_clm.py: to go on: (.*)$", run.output, re.MULTILINE)
+    commands = re.findall("^run_clm.py: to resume: (.*)$", run.output, re.MULTILINE)
     assert len(commands) == 1
     words = shlex.split(commands[0])
     assert words == ["python", str(ROOT / "run_clm.py"), "--output_dir", str(tmp_path / "out"), *map(str, args)]
@@ -338,7 +338,7 @@ def test_time_is_up(flags, forked, tmp_path):
     assert run.wait() == [75] * num_processes, run.output
     assert checkpoints(tmp_path / "out") == ["checkpoint-1"]
     assert run.output.count("the time of --max_train_hours is up; step 1 is saved") == 1
-    command = shlex.split(re.search("to go on: (.*)", run.output)[1])
+    command = shlex.split(re.search("to resume: (.*)", run.output)[1])
     assert command[-2:] == ["--overwrite_output_dir", "false"]  # it would start anew
     run = forked(run_clm, *command[3:], num_processes=num_processes)
     assert run.wait() == [75] * num_processes, run.output
@@ -415,7 +415,7 @@ def test_torchrun(flags, tmp_path):
     step = int(re.search(r"stopped by SIGTERM; step ([\d,]+) is saved", output)[1].replace(",", ""))
     assert f"checkpoint-{step}" in checkpoints(tmp_path / "out")
     assert find_corruption(tmp_path / "out" / f"checkpoint-{step}") is None
-    commands = re.findall("^run_clm.py: to go on: (.*)$", output, re.MULTILINE)
+    commands = re.findall("^run_clm.py: to resume: (.*)$", output, re.MULTILINE)
     assert [shlex.split(command) for command in commands] == [[*launcher, "run_clm.py", *args]]
 
 
@@ -447,7 +447,7 @@ def test_divergence_ends_the_run(what, num_processes, flags, forked, tmp_path):
     assert line.startswith(f"run_clm.py: step {step}: the training has diverged: {cause} NaN or infinite")
     assert f"the last good checkpoint is {tmp_path / 'out' / name}" in line
     assert re.search(r"learning rate 0\.0\d+", line)
-    assert run.output.count("diverged") == 1 and "to go on" not in run.output
+    assert run.output.count("diverged") == 1 and "to resume" not in run.output
 
 
 def test_divergence_in_the_last_updates_is_not_saved(flags, tmp_path, capsys):

@@ -85,8 +85,8 @@ def snapshot(folder: Path) -> dict[str, bytes | None]:
         # model and tokenizer
         ("--model_name_or_path m", ["--config_overrides", "--model_name_or_path", "leave out"]),
         ("--model_type gtp2", ["--model_type gtp2", "gpt2"]),
-        ("--model_type bert", ["--model_type bert", "no model of type bert"]),
-        ("--model_type xlnet", ["--model_type xlnet", "no model of type xlnet"]),
+        ("--model_type bert", ["--model_type bert", "not train models of type bert"]),
+        ("--model_type xlnet", ["--model_type xlnet", "not train models of type xlnet"]),
         ("--attn_implementation org/repo", ["--attn_implementation org/repo", "--trust_remote_code"]),
         ("--config_overrides n_layers=2", ["--config_overrides n_layers=2", "n_layer"]),
         ("--config_overrides n_layer=two", ["--config_overrides n_layer=two", "int", "n_layer=12"]),
@@ -301,7 +301,7 @@ def test_mistake_with_overwriting_destroys_nothing(
         ("missing/", "no such file or folder"),
         ("missing*.txt", "no file matches"),
         ("texts/*.csv", "no file matches"),
-        ("texts", "holds no file of .txt"),
+        ("texts", "contains no .txt"),
         ("texts/README.md", "must end in one of .txt"),
     ],
 )

@@ -1,1 +1,1 @@
-"""What the training scripts share; each module is one step of a run, in the order of the README's file map."""
+"""What the training scripts share, in packages; see ARCHITECTURE.md."""

@@ -1,17 +1,15 @@
-"""What differs between the two lines of transformers that this suite runs on, 4.57 and 5; and nothing else does.
+"""Everything that differs between transformers 4.57 and 5, the two versions that this suite runs on.
 
-Each half has the same names. The day line 4.57 is given up, its half is deleted.
+Both halves define the same names. When support for 4.57 ends, its half is deleted.
 """
 
-import contextlib
 import math
 import os
-import types
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import transformers
+from accelerate.utils import DistributedDataParallelKwargs
 from transformers import (
     AutoTokenizer,
     PretrainedConfig,
@@ -26,19 +24,16 @@ from transformers.integrations import TensorBoardCallback
 TRANSFORMERS_5 = int(transformers.__version__.split(".")[0]) >= 5
 
 if TRANSFORMERS_5:
-    import datasets
-    from huggingface_hub import HfApi
     from transformers.integrations.integration_utils import default_logdir
+    from transformers.integrations.liger import apply_liger_kernel
 
-    from utils.hub.errors import is_network_error
-
-    # The newest `adapters`, 1.3.0, cannot be imported beside transformers 5.
+    # The newest `adapters`, 1.3.0, cannot be imported together with transformers 5.
     NO_ADAPTERS_REASON = (
         f"the library `adapters` needs transformers 4.57.6, this is {transformers.__version__}; in an environment of "
         "its own: pip install -r requirements.txt"
     )
 
-    # Flags of 4.57 that 5 has no more, and no other way to say the same in this suite than the one named here.
+    # Flags of 4.57 that 5 removed, each with what to use in its place.
     FLAGS_OF_OTHER_VERSION = {
         "--no_cuda": "use --use_cpu",
         "--use_mps_device": "leave it out, mps is used where there is one",
@@ -67,23 +62,24 @@ if TRANSFORMERS_5:
 
     @dataclass
     class CompatTrainingArguments(TrainingArguments):
-        """5 has lost these flags, which known commands have, and mostly has another way to say the same."""
+        """TrainingArguments of 5 with the flags of 4.57 that it removed and that existing commands use."""
 
         warmup_ratio: float = field(
             default=0.0,
             metadata={
-                "help": "Share of all steps in which the learning rate rises from 0. --warmup_steps goes before it."
+                "help": "Fraction of all steps over which the learning rate rises from 0. --warmup_steps takes "
+                "precedence. Default: 0."
             },
         )
         group_by_length: bool = field(
             default=False,
             metadata={
-                "help": "Put examples of similar lengths into one batch, which saves padding; the same as "
+                "help": "Batch examples of similar lengths together, which saves padding. Same as "
                 "--train_sampling_strategy group_by_length."
             },
         )
         logging_dir: str | None = field(
-            default=None, metadata={"help": "Where TensorBoard's logs go. Default: in runs/ of the output folder."}
+            default=None, metadata={"help": "Folder for TensorBoard logs. Default: runs/ in the output folder."}
         )
         save_safetensors: bool = field(
             default=True, metadata={"help": "Weights are always saved as safetensors; false is refused."}
@@ -91,7 +87,7 @@ if TRANSFORMERS_5:
 
         def __post_init__(self):
             if self.fsdp_config is not None and not self.fsdp:
-                raise ValueError("--fsdp_config goes with --fsdp")  # 5 would not even read it
+                raise ValueError("--fsdp_config goes with --fsdp")  # 5 ignores it silently
             super().__post_init__()
             if not 0 <= self.warmup_ratio <= 1:
                 raise ValueError("warmup_ratio must lie in range [0,1]")
@@ -106,55 +102,31 @@ if TRANSFORMERS_5:
             return super().get_warmup_steps(num_training_steps)
 
     class CompatTrainer(Trainer):
-        """5 has functions where 4.57 has methods of Trainer, and has defaults that this suite does without."""
+        """A Trainer whose constructor and preparation differ between the versions."""
 
         def __init__(self, model, args: TrainingArguments, **kwargs):
             config = vars(model.config)
-            of_cache = {name: config[name] for name in config.keys() & {"use_cache"}}  # not all models have one
+            use_cache = {name: config[name] for name in config.keys() & {"use_cache"}}  # not all models have it
             super().__init__(model=model, args=args, **kwargs)
-            del config["use_cache"]  # 5 switches it off, also in the config.json that is saved
-            config |= of_cache
-            self.state.epoch = None  # 5 would put "epoch 0" into the results of an evaluation alone
+            del config["use_cache"]  # 5 turns it off, also in the config.json that is saved
+            config |= use_cache
+            self.state.epoch = None  # 5 would put "epoch 0" into the results of an evaluation without training
             for callback in self.callback_handler.callbacks:
                 if isinstance(callback, TensorBoardCallback):
-                    callback.logging_dir = args.logging_dir  # 5 without a training: runs/ of the current folder
+                    callback.logging_dir = args.logging_dir  # without training, 5 would write to ./runs
 
-        def train(self, *args, **kwargs):
-            """With the methods that LMTrainer overrides in the place of the functions that 5 has for them."""
-            align = {"align_special_tokens": lambda model, processing_class: self._align_special_tokens()}
-            sort = {"sort_checkpoints": lambda output_dir, *args, **kwargs: self._sorted_checkpoints(output_dir)}
-            with _replaced(transformers.trainer, align | sort), _replaced(transformers.trainer_utils, sort):
-                return super().train(*args, **kwargs)
-
-        def _run_epoch(self, *, epoch: int, train_dataloader, **kwargs):
-            """5 skips what a resumed run has seen before it tells the epoch, which then misses the data set."""
-            if hasattr(train_dataloader, "set_epoch"):  # a stream counts its epochs itself
-                train_dataloader.set_epoch(epoch)
-            super()._run_epoch(epoch=epoch, train_dataloader=train_dataloader, **kwargs)
-
-    def dataset_repository(name: str, token: str | None, cache_dir: str | None) -> str:
-        """The name with its owner: huggingface_hub 2, which goes with 5, cannot read files by old names as wikitext.
-
-        The hub knows which name that is now; without a network, the cache does.
-        """
-        if "/" in name or Path(name).exists():
-            return name
-        try:
-            return HfApi(token=token).dataset_info(name).id
-        except Exception as error:
-            if not is_network_error(error):
-                raise
-        cached = list(Path(cache_dir or datasets.config.HF_DATASETS_CACHE).glob(f"*___{name}"))
-        return cached[0].name.replace("___", "/") if len(cached) == 1 else name
-
-    @contextlib.contextmanager
-    def _replaced(module: types.ModuleType, functions: dict[str, Callable]) -> Iterator[None]:
-        originals = {name: getattr(module, name) for name in functions}
-        vars(module).update(functions)
-        try:
-            yield
-        finally:
-            vars(module).update(originals)
+        def prepare_for_training(self) -> None:
+            """Apply the flags that change the model before it is trained."""
+            args = self.args
+            if args.use_liger_kernel:
+                apply_liger_kernel(self.model, args.liger_kernel_config)
+            if args.activation_checkpointing:
+                options = dict(args.activation_checkpointing_kwargs or {})
+                self.model.activation_checkpointing_enable(
+                    every_n_layers=options.pop("every_n_layers", 1),
+                    offload=options.pop("offload", False),
+                    activation_checkpointing_kwargs=options or None,
+                )
 
 else:
     NO_ADAPTERS_REASON = None
@@ -166,20 +138,33 @@ else:
         "--use_cache": "leave it out, nothing is cached in training",
     }
     CompatTrainingArguments = TrainingArguments
-    CompatTrainer = Trainer
 
-    def dataset_repository(name: str, token: str | None, cache_dir: str | None) -> str:
-        """Names without an owner, such as wikitext, are redirected by the hub."""
-        return name
+    class CompatTrainer(Trainer):
+        """A Trainer whose constructor and preparation differ between the versions."""
+
+        def prepare_for_training(self) -> None:
+            """Apply the flags that change the model before it is trained, and pass on those about DDP."""
+            args = self.args
+            if args.gradient_checkpointing:
+                self.model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
+            options = {
+                "find_unused_parameters": args.ddp_find_unused_parameters,
+                "bucket_cap_mb": args.ddp_bucket_cap_mb,
+                "broadcast_buffers": args.ddp_broadcast_buffers,
+            }
+            if options["find_unused_parameters"] is None:  # searching for them breaks gradient checkpointing
+                options["find_unused_parameters"] = not self.model.is_gradient_checkpointing
+            options = {name: value for name, value in options.items() if value is not None}
+            self.accelerator.ddp_handler = DistributedDataParallelKwargs(**options)
 
     class TokenizersBackend(PreTrainedTokenizerFast):
-        """The name that 5 has, and saves, for this class."""
+        """5's name for this class, found in tokenizers that 5 saved."""
 
     AutoTokenizer.register(PretrainedConfig, fast_tokenizer_class=TokenizersBackend)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str) -> None:
-    """Save it so that transformers of either line loads it: under 4.57's name for its class, which 5 knows too."""
+    """Save it so that both versions load it: with 4.57's name for its class, which 5 knows too."""
     tokenizer.save_pretrained(folder)
     path = Path(folder) / "tokenizer_config.json"
     text = path.read_text(encoding="utf-8")

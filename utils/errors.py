@@ -1,17 +1,17 @@
-"""The two ways in which a run ends early: a mistake of the user's, and an end with a reason."""
+"""The exceptions that end a run in one line: a mistake that the user can fix, and an early end with a reason."""
 
 
 class UsageError(ValueError):
-    """A mistake that the user can mend. The message is one line that names the flag or file and the way out."""
+    """A mistake that the user can fix. The message is one line that names the flag or file and the way out."""
 
 
 class EarlyEnd(Exception):
-    """All processes end before the run is complete, for a reason that one line tells.
+    """All processes stop before the run is complete.
 
     Args:
-        message: that line.
+        message: the reason, in one line.
         exit_code: of every process.
-        resume_flags: what the command that goes on has beside the flags of this one; None if it should not go on.
+        resume_flags: flags to append to this run's command to resume it; None if it should not be resumed.
     """
 
     def __init__(self, message: str, exit_code: int, resume_flags: list[str] | None = None):

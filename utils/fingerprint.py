@@ -1,4 +1,4 @@
-"""What decides the content of a cache, as one string, so that a cache is never read for something else."""
+"""Fingerprints: digests of everything that determines a cached result, so that a cache is never reused wrongly."""
 
 import hashlib
 import inspect
@@ -14,21 +14,22 @@ from datasets.fingerprint import Hasher
 
 
 def fingerprint(**parts: Any) -> str:
-    """A hexadecimal digest of `parts`, whose values are what JSON holds."""
+    """A digest of `parts`, 32 hexadecimal digits. The values must be serializable as JSON."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def code_fingerprint(function: Callable) -> str:
-    """A digest of what a Python function computes: its code, its defaults, and what it uses of its module.
+    """A digest of what a Python function computes: its code, its defaults and the globals that it uses.
 
-    `datasets` hashes a function that lives in an importable module by its name, so that an edited one finds the rows
-    of the old one (huggingface/datasets#3297). Here the code counts, followed through the functions, classes and
-    modules that are ours; what is installed counts by its name.
+    `datasets` hashes a function from an importable module by its name, so an edited function would be given the cached
+    rows of the old one (huggingface/datasets#3297). This digest covers the code itself and follows it into functions,
+    classes and modules that are not installed packages. Installed ones are identified by name.
     """
     return hashlib.sha256("\n".join(_describe(function, set())).encode()).hexdigest()[:32]
 
 
 def _describe(value: Any, seen: set[int]) -> list[str]:
+    """The strings that the digest covers. `seen` holds the ids of values already described, since code can recurse."""
     if id(value) in seen:
         return ["seen"]
     seen.add(id(value))
@@ -44,7 +45,7 @@ def _describe(value: Any, seen: set[int]) -> list[str]:
     parts = _describe_code(value.__code__)
     for used in (value.__defaults__, value.__kwdefaults__, *closure):
         parts += _describe(used, seen)
-    for name in _names(value.__code__):
+    for name in _used_names(value.__code__):
         if name in value.__globals__:
             parts += [name, *_describe(value.__globals__[name], seen)]
     return parts
@@ -57,8 +58,8 @@ def _describe_code(code: types.CodeType) -> list[str]:
     return parts
 
 
-def _names(code: types.CodeType) -> list[str]:
-    nested = [name for inner in code.co_consts if isinstance(inner, types.CodeType) for name in _names(inner)]
+def _used_names(code: types.CodeType) -> list[str]:
+    nested = [name for inner in code.co_consts if isinstance(inner, types.CodeType) for name in _used_names(inner)]
     return [*code.co_names, *nested]
 
 

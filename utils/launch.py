@@ -1,4 +1,4 @@
-"""One command in many processes: start them as torchrun does, end them together, say once what went wrong."""
+"""One command in several processes: start them as torchrun does, end them together, report an error once."""
 
 import contextlib
 import logging
@@ -14,46 +14,36 @@ from pathlib import Path
 from filelock import FileLock
 from torch.distributed import DistError, TCPStore
 
-
-logger = logging.getLogger(__name__)
-
-# How many processes a launcher has started here: torchrun (of this machine, of all), or mpirun.
-SIZES = ("LOCAL_WORLD_SIZE", "WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-SECONDS_TO_SAVE = 600  # after a signal, for the step under way and a checkpoint; torchrun gives 30
+from utils.environment import local_rank, openmp_threads, shutdown_timeout, torchrun_error_file
 
 
-def launched_processes() -> int | None:
-    """How many processes of this machine a launcher has started, this one among them; None if there was none."""
-    sizes = [os.environ[name] for name in SIZES if os.environ.get(name)]
-    if sizes:
-        return int(sizes[0])
-    return 1 if "ACCELERATE_USE_CPU" in os.environ else None  # accelerate launch says no size to one process alone
+SECONDS_TO_SAVE = 600  # after a signal: to finish the current step and write a checkpoint; torchrun allows 30
 
 
 def launch(command: list[str], num_processes: int) -> int:
-    """Run a Python script in processes of this machine, with the environment that torchrun gives them.
+    """Run a Python script in several processes on this machine, in the environment that torchrun would give them.
 
-    A signal that asks to end (SIGINT, SIGTERM, SIGHUP, SIGQUIT) goes to all of them, which then have
-    `TORCH_ELASTIC_SHUTDOWN_TIMEOUT` seconds (default 600) to save what they have; a second one kills them. When one
-    process fails, the others get SIGTERM, and SIGKILL 30 seconds later.
+    A signal that asks this process to end (SIGINT, SIGTERM, SIGHUP, SIGQUIT) is passed on to all of them. They then
+    have `TORCH_ELASTIC_SHUTDOWN_TIMEOUT` seconds (default 600) to save; a second signal kills them. When one process
+    fails, the others get SIGTERM, and SIGKILL 30 seconds later.
 
     Args:
-        command: the script's path and its arguments.
+        command: the path of the script and its arguments.
 
     Returns:
         0, or the exit code of the process that failed first; 128 + signal if a signal ended it.
     """
-    # Here, since it takes a while and the started processes do not need it.
+    # Imported here because it is slow to import and the started processes do not need it.
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, start_processes
 
-    seconds_to_save = int(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", SECONDS_TO_SAVE))
-    logging.disable(logging.ERROR)  # torch's lines about what is said here or by the processes
-    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)  # where the processes find each other
+    seconds_to_save = shutdown_timeout(default=SECONDS_TO_SAVE)
+    logging.disable(logging.ERROR)  # torch would repeat what is printed below or by the processes
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)  # the processes meet here
     shared = {
         "WORLD_SIZE": num_processes, "LOCAL_WORLD_SIZE": num_processes, "GROUP_RANK": 0, "GROUP_WORLD_SIZE": 1,
         "MASTER_ADDR": "localhost", "MASTER_PORT": store.port, "TORCHELASTIC_USE_AGENT_STORE": True,
         "TORCHELASTIC_RUN_ID": uuid.uuid4(), "TORCHELASTIC_RESTART_COUNT": 0, "TORCHELASTIC_MAX_RESTARTS": 0,
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", max(1, len(os.sched_getaffinity(0)) // num_processes)),
+        "OMP_NUM_THREADS": openmp_threads(default=max(1, len(os.sched_getaffinity(0)) // num_processes)),
     }  # fmt: skip
     ranks = range(num_processes)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -80,36 +70,37 @@ def launch(command: list[str], num_processes: int) -> int:
 
 @contextlib.contextmanager
 def first_to_fail() -> Iterator[bool]:
-    """Within the block, whether this is the first process of its job on this machine to end with an error.
+    """Within the block, tell whether this process is the first of its job on this machine to end with an error.
 
-    It may say why: the others wait for the end of the block before they end, which would end it, too.
+    If so, it reports the error inside the block. The others wait for that before they exit, because the launcher
+    stops all processes as soon as one of them exits.
     """
-    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if not error_file:  # no launcher that would end it
-        yield int(os.environ.get("LOCAL_RANK", 0)) == 0
+    error_file = torchrun_error_file()
+    if error_file is None:  # no launcher that would end this process
+        yield local_rank() == 0
         return
-    said = Path(error_file).parents[1] / "error_said"  # the folder of all processes of this machine
-    with FileLock(f"{said}.lock"):
-        yield not said.exists()
-        said.touch()
+    reported = error_file.parents[1] / "error_reported"  # in the folder that all processes on this machine share
+    with FileLock(f"{reported}.lock"):
+        yield not reported.exists()
+        reported.touch()
 
 
 def is_peer_failure(error: BaseException) -> bool:
-    """Whether the error only says that another process of the job is gone or does not answer."""
+    """Whether the error only reports that another process of the job has ended or does not respond."""
     return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def _first_exit_code(failures: dict) -> int:
-    """Of the failed processes, by rank, in the order in which they were found to have ended."""
-    # What kills a process without a word is the cause, also where another one complains about it at the same time.
-    silent = [-failure.exitcode for failure in failures.values() if failure.exitcode < 0]
-    silent = [number for number in silent if number not in (signal.SIGTERM, signal.SIGABRT)]
-    if not silent:
+    """The exit code of the first failure; `failures` maps ranks to failures, in the order in which they were found."""
+    # A process killed by a signal is the cause, even if another process reports its absence at the same time.
+    killed = [-failure.exitcode for failure in failures.values() if failure.exitcode < 0]
+    killed = [number for number in killed if number not in (signal.SIGTERM, signal.SIGABRT)]
+    if not killed:
         return _exit_code(next(iter(failures.values())).exitcode)
-    name = signal.Signals(silent[0]).name
-    hint = ", as when the memory is full" if silent[0] == signal.SIGKILL else ""
-    print(f"error: a process was ended by {name}{hint}; the others were ended, too", file=sys.stderr)
-    return 128 + silent[0]
+    name = signal.Signals(killed[0]).name
+    hint = ", which happens when memory runs out" if killed[0] == signal.SIGKILL else ""
+    print(f"error: a process was killed by {name}{hint}; the others were stopped too", file=sys.stderr)
+    return 128 + killed[0]
 
 
 def _exit_code(returncode: int) -> int:

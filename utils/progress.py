@@ -1,4 +1,4 @@
-"""Progress of long steps: a bar on a terminal, plain lines where the output goes to a file."""
+"""Progress of long steps: a bar on a terminal, log lines if the output goes to a file."""
 
 import logging
 import sys
@@ -14,7 +14,15 @@ SECONDS_BETWEEN_LINES = 15.0
 
 
 def progress(steps: Iterable[int], total: int | None, description: str, unit: str, shown: bool = True) -> None:
-    """Go through `steps`, each the number of `unit`s just done, and show how far (of `total`, if known) that is."""
+    """Exhaust `steps` and show the progress.
+
+    Args:
+        steps: does the work; yields the number of units finished since its last value.
+        total: the number of units; None if unknown.
+        description: names the work.
+        unit: plural noun, such as "documents".
+        shown: False to do the work silently.
+    """
     with tqdm(total=total, desc=description, unit=f" {unit}", disable=not (shown and sys.stderr.isatty())) as bar:
         start = last_line = time.monotonic()
         finished = 0
@@ -26,13 +34,13 @@ def progress(steps: Iterable[int], total: int | None, description: str, unit: st
                 last_line = now
                 rate = finished / (now - start)
                 of_all = "" if total is None else f" of {total:,}"
-                eta = "" if total is None else f", ETA {clock((total - finished) / rate)}"
+                eta = "" if total is None else f", ETA {format_duration((total - finished) / rate)}"
                 logger.info(
                     "%s: %s%s %s, %s a second%s", description, f"{finished:,}", of_all, unit, f"{rate:,.0f}", eta
                 )
 
 
-def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
+def format_duration(seconds: float) -> str:
+    """Seconds as h:mm:ss; negative ones as 0:00:00."""
     minutes, seconds = divmod(round(max(seconds, 0)), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"

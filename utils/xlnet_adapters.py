@@ -1,4 +1,4 @@
-"""The name under which published model cards import `init_xlnet`; see utils/models/xlnet_adapters.py."""
+"""The import path of `init_xlnet` in published model cards; the code is in utils/models/xlnet_adapters.py."""
 
 from utils.models.xlnet_adapters import init_xlnet
 

@@ -20,7 +20,7 @@ from datasets import Dataset, DatasetDict
 from utils.config.data_arguments import DataArguments
 from utils.errors import UsageError
 from utils.text import text_files
-from utils.text.corpus import MOST_RUNS, hold_out, load_corpus
+from utils.text.corpus import MAX_GROUPS, hold_out, load_corpus
 
 
 COMPRESS = {
@@ -303,7 +303,7 @@ def test_formats_are_not_mixed_in_one_flag(tmp_path, load, others):
     files = [tmp_path / f"train{suffix}" for suffix in others]
     for file in files:
         file.write_bytes(serialize(["a\tb", "c,d"], file.suffix))
-    with pytest.raises(UsageError, match=r"--train_file: files of one format at a time") as refusal:
+    with pytest.raises(UsageError, match=r"--train_file: all files must have the same format") as refusal:
         load(train_file=files)
     assert all(str(file) in str(refusal.value) for file in files)
 
@@ -410,7 +410,7 @@ def test_hold_out(num_documents, percentage):
     assert train == sorted(train) and validation == sorted(validation)
     assert train and validation
     asked_for = num_documents * percentage / 100
-    run = -(-num_documents // MOST_RUNS)
+    run = -(-num_documents // MAX_GROUPS)
     assert abs(len(validation) - min(max(asked_for, 1), num_documents - 1)) <= max(run, 0.01 * num_documents)
     assert split(num_documents, percentage) == (train, validation)
 
@@ -483,9 +483,9 @@ def test_local_folder_as_a_dataset_name(tmp_path, load, suffix):
 
 def test_source_without_a_split_that_is_needed(tmp_path, load):
     DatasetDict(test=Dataset.from_dict({"text": ["a", "b"]})).save_to_disk(tmp_path / "saved")
-    with pytest.raises(UsageError, match="train split.*there is test"):
+    with pytest.raises(UsageError, match="train split.*available splits: test"):
         load(dataset_path=str(tmp_path / "saved"))
-    with pytest.raises(UsageError, match="validation or a train split; there is test"):
+    with pytest.raises(UsageError, match="validation or a train split; available splits: test"):
         load(dataset_path=str(tmp_path / "saved"), do_train=False, do_eval=True)
 
 

@@ -14,7 +14,7 @@ from utils.tokens.tokenizer_training import train_tokenizer
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
 def test_special_tokens_are_robertas(kind, tmp_path):
-    train_tokenizer(kind, [make_lines(100)], 300, framed=True).save_pretrained(tmp_path)
+    train_tokenizer(kind, [make_lines(100)], 300, add_special_tokens=True).save_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     names = ("bos_token_id", "pad_token_id", "eos_token_id", "unk_token_id", "mask_token_id")
     assert [getattr(tokenizer, name) for name in names] == [0, 1, 2, 3, 4]
@@ -39,7 +39,7 @@ def test_unframed_stays_unframed():
 
 @pytest.mark.parametrize("kind", ["bpe", "wordpiece", "unigram"])
 def test_frame_of_a_template(kind):
-    tokenizer = train_tokenizer(kind, [make_lines(100)], 300, framed=True)
+    tokenizer = train_tokenizer(kind, [make_lines(100)], 300, add_special_tokens=True)
     assert special_token_affixes(tokenizer) == ([tokenizer.cls_token_id], [tokenizer.sep_token_id])
 
 
@@ -67,12 +67,12 @@ def test_the_cache_tells_framed_and_unframed_apart(tmp_path):
     args = ModelArguments(model_type="bert", train_tokenizer="bpe", vocab_size=280, cache_dir=str(tmp_path))
     documents = Dataset.from_dict({"text": make_lines(100)})
     assert load_tokenizer(args, documents, lambda row: row["text"]).mask_token is None
-    assert load_tokenizer(args, documents, lambda row: row["text"], for_masks=True).mask_token == "<mask>"
+    assert load_tokenizer(args, documents, lambda row: row["text"], needs_mask_token=True).mask_token == "<mask>"
 
 
 def test_a_tokenizer_without_mask_token_is_refused(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     args = ModelArguments(model_type="bert", tokenizer_name=str(tmp_path))
     with pytest.raises(UsageError, match="--tokenizer_name .* no mask token"):
-        load_tokenizer(args, None, lambda row: row["text"], for_masks=True)
+        load_tokenizer(args, None, lambda row: row["text"], needs_mask_token=True)
     assert load_tokenizer(args, None, lambda row: row["text"]) is not None

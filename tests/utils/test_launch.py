@@ -110,7 +110,7 @@ def test_a_second_signal_kills(job, tmp_path):
     ("end", "code", "line"),
     [
         ("sys.exit(3)", 3, ""),
-        ("os.kill(os.getpid(), signal.SIGKILL)", 137, "error: a process was ended by SIGKILL"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", 137, "error: a process was killed by SIGKILL"),
         ("os.kill(os.getpid(), signal.SIGTERM)", 143, ""),
     ],
 )

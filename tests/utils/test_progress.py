@@ -5,13 +5,13 @@ import logging
 import pytest
 
 from utils import progress as progress_module
-from utils.progress import clock, progress
+from utils.progress import format_duration, progress
 from utils.training.log_callbacks import evaluation_line, training_line
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00:00"), (59.6, "0:01:00"), (3723, "1:02:03"), (-5, "0:00:00")])
 def test_clock(seconds, text):
-    assert clock(seconds) == text
+    assert format_duration(seconds) == text
 
 
 def test_lines_in_a_file(caplog, monkeypatch):

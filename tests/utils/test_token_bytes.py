@@ -5,7 +5,7 @@ import pytest
 from conftest import make_lines
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from utils.tokens.token_bytes import TokenBytes
+from utils.tokens.token_bytes import TokenByteCounter
 from utils.tokens.tokenizer_training import train_tokenizer
 
 
@@ -53,7 +53,7 @@ def test_all_bytes_are_dealt_out(kind, text):
     tokenizer = TOKENIZERS[kind]()
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     encoding = backend.encode(text)
-    counts = TokenBytes(backend)(encoding, text)
+    counts = TokenByteCounter(backend)(encoding, text)
     assert len(counts) == len(encoding.ids)
     assert counts.sum() == len(text.encode())
     assert (counts >= 0).all()
@@ -64,7 +64,7 @@ def test_byte_level_tokens_stand_for_their_own_bytes(text):
     """Also where a token ends within a character: with no merges each token is one byte."""
     tokenizer = train_tokenizer("bpe", [TEXTS], 258).backend_tokenizer
     encoding = tokenizer.encode(text)
-    counts = TokenBytes(tokenizer)(encoding, text)
+    counts = TokenByteCounter(tokenizer)(encoding, text)
     assert counts.max() <= 2  # the one merge that fits in 258 tokens
     start = 0
     for token, count in zip(encoding.tokens, counts, strict=True):
@@ -78,11 +78,11 @@ def test_byte_fallback_tokens_are_one_byte_each():
     text = "the 日"
     encoding = tokenizer.encode(text)
     assert encoding.tokens == ["▁the", "▁", "<0xE6>", "<0x97>", "<0xA5>"]
-    np.testing.assert_array_equal(TokenBytes(tokenizer)(encoding, text), [3, 1, 1, 1, 1])
+    np.testing.assert_array_equal(TokenByteCounter(tokenizer)(encoding, text), [3, 1, 1, 1, 1])
 
 
 def test_dropped_spaces_belong_to_the_next_token_and_the_last_ones_to_the_last():
     tokenizer = train_tokenizer("wordpiece", [["ab cd"] * 3], 50).backend_tokenizer
     encoding = tokenizer.encode("ab  cd \n")
     assert encoding.tokens == ["[CLS]", "ab", "cd", "[SEP]"]
-    np.testing.assert_array_equal(TokenBytes(tokenizer)(encoding, "ab  cd \n"), [0, 2, 4, 2])
+    np.testing.assert_array_equal(TokenByteCounter(tokenizer)(encoding, "ab  cd \n"), [0, 2, 4, 2])

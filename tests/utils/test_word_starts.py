@@ -49,7 +49,7 @@ def documents_of(store: TokenStore, values: np.ndarray) -> list[list[int]]:
 def tokenizer(request):
     """Few tokens, so that most words are in pieces."""
     vocab_size = {"bpe": 280, "wordpiece": 120, "unigram": 120}[request.param]
-    return train_tokenizer(request.param, [TEXTS * 3, make_lines(20)], vocab_size, framed=True)
+    return train_tokenizer(request.param, [TEXTS * 3, make_lines(20)], vocab_size, add_special_tokens=True)
 
 
 def test_without_special_tokens_the_ids_are_those_of_the_tokenizer(tokenizer, tmp_path):
@@ -130,7 +130,7 @@ def test_a_tokenizer_without_words_is_refused(tmp_path):
     backend.normalizer = normalizers.Replace(" ", "▁")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", mask_token="<mask>")
     assert len(build(["two words"], tokenizer, tmp_path, with_word_starts=False).tokens) == 9
-    with pytest.raises(UsageError, match="--whole_word_mask: this tokenizer does not cut text into words"):
+    with pytest.raises(UsageError, match="--whole_word_mask: this tokenizer does not split text into words"):
         build(["two words"], tokenizer, tmp_path)
 
 

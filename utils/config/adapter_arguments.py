@@ -1,4 +1,4 @@
-"""Flags: adapters."""
+"""Flags: adapters, and the names of the files they are saved in."""
 
 import re
 from dataclasses import dataclass, field
@@ -10,67 +10,58 @@ from utils.errors import UsageError
 
 
 MERGED_FOLDER = "merged"
-
-
-# What of the model itself is saved with an adapter: a head or embeddings that no checkpoint has.
-MODEL_WEIGHTS = "model_weights.safetensors"
-
-
 LANGUAGE_FOLDER = "language_adapter"
+# Weights of the model itself that are saved with an adapter: a head or embeddings that are in no checkpoint.
+MODEL_WEIGHTS = "model_weights.safetensors"
 
 
 @dataclass
 class AdapterArguments:
-    """The flags of adapters, as AdapterHub's scripts name them."""
+    """How an adapter is trained and loaded, with the flags of AdapterHub's scripts."""
 
     train_adapter: bool = field(
-        default=False, metadata={"help": "Train an adapter (of the library `adapters`) instead of the whole model."}
+        default=False, metadata={"help": "Train an adapter (library `adapters`) instead of the whole model."}
     )
     adapter_config: str = field(
         default="seq_bn",
         metadata={
-            "help": "The kind of adapter: a name that the library knows, such as seq_bn, double_seq_bn, par_bn, lora, "
-            "ia3, prefix_tuning or loreft, with settings as in 'seq_bn[reduction_factor=8]', several joined by |, or "
-            "a JSON file. Default: seq_bn, a bottleneck after each layer."
+            "help": "Kind of adapter, e.g. seq_bn, lora or prefix_tuning, with settings as in "
+            "'seq_bn[reduction_factor=8]', several joined by |; or a JSON file."
         },
     )
     adapter_name: str | None = field(
         default=None,
-        metadata={"help": "What the adapter is called. Default: made from the name of the data set or file."},
+        metadata={"help": "Name of the adapter. Default: derived from the name of the dataset or file."},
     )
     load_adapter: str | None = field(
         default=None,
-        metadata={
-            "help": "An adapter to start from, or with --do_eval alone to evaluate: a folder, or a name on the hub. "
-            "Its kind is what its own configuration says."
-        },
+        metadata={"help": "Adapter to start from, or to evaluate: a folder or a Hub name."},
     )
     adapter_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of --load_adapter on the hub. Default: the newest."}
+        default=None, metadata={"help": "Branch, tag or commit of --load_adapter on the Hub. Default: the newest."}
     )
     load_lang_adapter: str | None = field(
         default=None,
-        metadata={"help": "A language adapter to put under the one that is trained; it is not trained further."},
+        metadata={"help": "Language adapter below the trained one; it is not trained further."},
     )
     lang_adapter_config: str | None = field(
         default=None,
-        metadata={"help": "The kind of the language adapter. It must be what its own configuration says, and can go."},
+        metadata={"help": "Kind of the language adapter; must agree with its own configuration."},
     )
     train_embeddings: bool = field(
-        default=False, metadata={"help": "With --train_adapter: train the token embeddings too, for new tokens."}
+        default=False, metadata={"help": "Also train the token embeddings, for new tokens."}
     )
     merge_adapter: bool = field(
         default=False,
         metadata={
-            "help": "With --train_adapter and lora or ia3: also save a model with the adapter merged into its "
-            f"weights, in the folder {MERGED_FOLDER} of the output, for use without the library."
+            "help": "For lora and ia3: also save the model with the adapter merged into its weights, in "
+            f"{MERGED_FOLDER}/ of the output folder."
         },
     )
-    folders: dict[str, str] = field(default_factory=dict, init=False, repr=False)  # of what is loaded, by the flag
 
     def __post_init__(self):
         for name in ("load_adapter", "load_lang_adapter", "lang_adapter_config", "adapter_name"):
-            setattr(self, name, getattr(self, name) or None)  # AdapterHub's scripts have "" for none
+            setattr(self, name, getattr(self, name) or None)  # commands for AdapterHub's scripts use "" for none
         for flag in ("train_adapter", "load_adapter"):
             if getattr(self, flag) and NO_ADAPTERS_REASON:
                 raise UsageError(f"--{flag}: {NO_ADAPTERS_REASON}")
@@ -81,12 +72,12 @@ class AdapterArguments:
             raise UsageError("--adapter_revision goes with --load_adapter")
         if self.adapter_name and safe_name(self.adapter_name) != self.adapter_name:
             raise UsageError(
-                f"--adapter_name {self.adapter_name}: it names files and modules, so letters, digits, - and _ only; "
-                f"for instance {safe_name(self.adapter_name)}"
+                f"--adapter_name {self.adapter_name}: files and modules get this name; use letters, digits, - and _ "
+                f"only, for instance {safe_name(self.adapter_name)}"
             )
 
 
 def safe_name(name: str) -> str:
-    """The name with _ for whatever would not do in the name of a file and of a module."""
+    """The name with _ in place of characters that are not allowed in the names of files and modules."""
     safe = re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_") or "adapter"
     return f"{safe}_adapter" if hasattr(nn.ModuleDict(), safe) else safe

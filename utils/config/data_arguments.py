@@ -1,4 +1,4 @@
-"""Flags: which text, and how it becomes documents and blocks."""
+"""Flags: the text, and how it is divided into documents and blocks."""
 
 from dataclasses import dataclass, field
 
@@ -7,23 +7,23 @@ from utils.errors import UsageError
 
 @dataclass
 class DataArguments:
-    """Which text, and how it becomes documents and blocks."""
+    """The text, and how it is divided into documents and blocks."""
 
     dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": "Hub name or local folder that `datasets` reads, or builtin/python-docs: the language reference "
-            "that every Python carries."
+            "help": "Dataset: a Hub name or a folder that `datasets` can load, or builtin/python-docs, the "
+            "language reference that comes with Python."
         },
     )
     dataset_config_name: str | None = field(
         default=None, metadata={"help": "Configuration of --dataset_name, e.g. wikitext-2-raw-v1."}
     )
     dataset_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of --dataset_name on the hub. Default: the newest."}
+        default=None, metadata={"help": "Branch, tag or commit of --dataset_name on the Hub. Default: the newest."}
     )
     dataset_path: str | None = field(
-        default=None, metadata={"help": "Folder written by `Dataset.save_to_disk` or `DatasetDict.save_to_disk`."}
+        default=None, metadata={"help": "Folder written by Dataset.save_to_disk or DatasetDict.save_to_disk."}
     )
     train_file: list[str] | None = field(
         default=None,
@@ -33,80 +33,71 @@ class DataArguments:
         },
     )
     validation_file: list[str] | None = field(
-        default=None, metadata={"help": "Validation text, as --train_file; the format may be another one."}
+        default=None, metadata={"help": "Validation text, as for --train_file; its format may differ."}
     )
     validation_split_percentage: int = field(
         default=5,
-        metadata={
-            "help": "Without a validation split: how many per cent of the training documents are held out. Which "
-            "ones depends on --seed alone."
-        },
+        metadata={"help": "Percentage of documents held out by --seed if there is no validation split."},
     )
     text_column: str = field(
         default="text",
         metadata={
             "aliases": ["--text_column_name"],
-            "help": "Column that holds the text. Where it does not exist, the only column of strings is taken.",
+            "help": "Column of the text, or else the only string column.",
         },
     )
     document_by: str = field(
         default="line",
         metadata={
             "choices": ["line", "blank_line", "file"],
-            "help": "What a document is in .txt files: a line, a stretch between blank lines, or the whole file.",
+            "help": "Documents in .txt files: lines, paragraphs between blank lines, or files.",
         },
     )
     keep_linebreaks: bool = field(
         default=True,
-        metadata={"help": "Keep the line ends of .txt files, so that the documents put together are the file."},
+        metadata={"help": "Keep the line breaks of .txt files, so that joined documents are the file."},
     )
     streaming: bool = field(
         default=False,
         metadata={
-            "help": "Read, tokenize and cut the training text while training, instead of before it: for corpora that "
-            "do not fit on the disk. Wants --max_steps. Evaluation text is still tokenized first; "
-            "--max_eval_samples bounds how far the stream is read for it."
+            "help": "Tokenize the training text during training, if it does not fit on disk; needs "
+            "--max_steps. --max_eval_samples limits what is read for evaluation."
         },
     )
     shuffle_buffer_size: int | None = field(
         default=None,
         metadata={
-            "help": "With --streaming: documents in memory out of which the next one is drawn, anew each epoch. More "
-            "shuffles better. 0 keeps the order of the text. Default: 10000."
+            "help": "With --streaming: documents in memory from which the next one is drawn at random; 0 "
+            "keeps the order of the text. Default: 10000."
         },
     )
     block_size: int | None = field(
         default=None,
         metadata={
             "aliases": ["--max_seq_length"],
-            "help": "Tokens in one training example. Default: the tokenizer's limit, the model's positions or 1024 "
-            "(512 in run_plm.py), whichever is least.",
+            "help": "Tokens per example. Default: the tokenizer's limit, the model's positions or 1024 (512 "
+            "in run_plm.py), whichever is smallest.",
         },
     )
     pad_to_max_length: bool = field(
         default=False,
-        metadata={
-            "help": "Pad each batch to --block_size, as TPUs want it, and not to its longest example: the last block, "
-            "lines and short pairs."
-        },
+        metadata={"help": "Pad batches to --block_size, for TPUs, not to their longest example."},
     )
     max_train_samples: int | None = field(
-        default=None, metadata={"help": "Train on the first so many blocks only, to try things out."}
+        default=None, metadata={"help": "Train on the first N blocks only, for a quick try. Default: all."}
     )
     max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Evaluate on the first so many blocks only, to try things out."}
+        default=None, metadata={"help": "Evaluate on the first N blocks only, for a quick try. Default: all."}
     )
     preprocessing_num_workers: int | None = field(
-        default=None, metadata={"help": "Threads that tokenize. Default: one for each core this process may use."}
+        default=None, metadata={"help": "Threads that tokenize. Default: one per core that this process may use."}
     )
     overwrite_cache: bool = field(
-        default=False, metadata={"help": "Tokenize again even if the result of an earlier run is there."}
+        default=False, metadata={"help": "Tokenize again even if the result of an earlier run is cached."}
     )
     preprocess_only: bool = field(
         default=False,
-        metadata={
-            "help": "Tokenize, print the counts and exit: a job for a machine without GPUs, ahead of the training."
-        },
+        metadata={"help": "Tokenize, print the counts and exit, for a machine without GPUs."},
     )
 
     def __post_init__(self):
@@ -127,7 +118,7 @@ class DataArguments:
         if not 1 <= self.validation_split_percentage <= 99:
             raise UsageError(
                 f"--validation_split_percentage {self.validation_split_percentage} is outside 1..99; to train "
-                "without evaluation give --do_train alone"
+                "without evaluation, give --do_train alone"
             )
         if self.block_size is not None and self.block_size < 2:
             raise UsageError(f"--block_size {self.block_size} leaves nothing to predict: give 2 or more")
@@ -138,9 +129,20 @@ class DataArguments:
         if self.shuffle_buffer_size < 0:
             raise UsageError(f"--shuffle_buffer_size {self.shuffle_buffer_size}: give 0 or more documents")
         if self.streaming and self.max_train_samples is not None:
-            raise UsageError("--max_train_samples: how much of a stream is read, --max_steps says; leave it out")
+            raise UsageError(
+                "--max_train_samples: with --streaming, --max_steps decides how much is read; leave it out"
+            )
         if self.streaming and self.preprocess_only:
             raise UsageError("--preprocess_only and --streaming contradict each other: leave out one of them")
         for name in ("max_train_samples", "max_eval_samples", "preprocessing_num_workers"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UsageError(f"--{name} {getattr(self, name)}: give 1 or more, or leave it out")
+
+    def max_samples(self, split: str) -> int | None:
+        """`--max_train_samples` or `--max_eval_samples`."""
+        return self.max_train_samples if split == "train" else self.max_eval_samples
+
+    def tokens_needed(self, split: str, block_size: int) -> int | None:
+        """The tokens that `max_samples(split)` blocks hold; None for all."""
+        max_samples = self.max_samples(split)
+        return None if max_samples is None else max_samples * block_size

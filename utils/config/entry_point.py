@@ -1,4 +1,4 @@
-"""A script's way in: what the user can fix ends in one line and an exit code, without a traceback."""
+"""The entry point of a script: errors that the user can fix end it with one line and an exit code, no traceback."""
 
 import atexit
 import functools
@@ -14,61 +14,67 @@ from pathlib import Path
 
 import torch
 
+from utils.config.flag_names import with_typed_names
 from utils.config.parser import SECRET_FLAGS
+from utils.environment import is_started_by_torchrun, local_world_size, num_machines, rank, world_size
 from utils.errors import EarlyEnd, UsageError
 from utils.launch import first_to_fail, is_peer_failure
 
 
 LOST_PROCESS = (
-    "another process of this job has ended or does not answer (its output says why); the same command goes on from "
-    "the newest checkpoint, if there is one"
+    "another process of this job has ended or does not respond (its output says why); run the same command again to "
+    "resume from the newest checkpoint, if there is one"
 )
 
 
 def entry_point(main: Callable) -> Callable:
-    """Make `main(args)` a script's way in: what the user can understand ends in one line, without a traceback.
+    """Turn `main(args)` into the entry point of a script.
 
-    Exit code 2 for a `UsageError`; that of an `EarlyEnd`, which the first process prints, with the command that
-    resumes; 130 for Ctrl-C. Of several processes, all find the same mistake, or one fails and the others miss it: the
-    first of each machine prints its error, another one ends in silence.
+    Errors that the user can understand end in one line and an exit code: 2 for a `UsageError`, which names flags as
+    they were typed; the code of an `EarlyEnd`, printed with the command that resumes the run; 130 for Ctrl-C. If
+    several processes run, only the first one to fail on each machine prints its error: the others found the same
+    mistake, or failed because that one is gone.
+
+    A run that ends without an error registers, with atexit, that its process group is destroyed at exit.
     """
     script = Path(inspect.getfile(main))
 
+    def report(line: str) -> None:
+        print(f"{script.name}: {' '.join(line.split())}", file=sys.stderr, flush=True)
+
     @functools.wraps(main)
     def run(args: list[str] | None = None):
-        def tell(line: str) -> None:
-            print(f"{script.name}: {' '.join(line.split())}", file=sys.stderr, flush=True)
-
         exit_code, result = 0, None
         try:
             result = main(args)
         except UsageError as error:
             with first_to_fail() as is_first:
                 if is_first:
-                    tell(f"error: {error}")
+                    report(f"error: {with_typed_names(str(error), sys.argv[1:] if args is None else args)}")
             raise SystemExit(2) from error
         except KeyboardInterrupt:
             with first_to_fail() as is_first:
                 if is_first:
-                    tell("interrupted")
+                    report("interrupted")
             raise SystemExit(128 + signal.SIGINT) from None
         except EarlyEnd as end:
-            if int(os.environ.get("RANK", 0)) == 0:
-                tell(str(end))
+            if rank() == 0:
+                report(str(end))
                 if end.resume_flags is not None:
-                    tell(f"to go on: {resume_command(script, args, end.resume_flags)}")
+                    report(f"to resume: {resume_command(script, args, end.resume_flags)}")
             exit_code = end.exit_code
         except Exception as error:
-            if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+            if world_size() == 1:
                 raise
             with first_to_fail() as is_first:
                 if is_first and is_peer_failure(error):
-                    tell(f"error: {LOST_PROCESS}: {error}")
+                    report(f"error: {LOST_PROCESS}: {error}")
                 elif is_first:
                     traceback.print_exc()
             raise SystemExit(1) from error
-        atexit.register(_end_process_group)  # not after an error: other processes may be stuck, this one is to leave
-        if exit_code:  # here, where nothing refers to the training any more: the dataloader's workers have ended
+        # Not after an error: then other processes may be stuck, and this one must not wait for them.
+        atexit.register(_end_process_group)
+        if exit_code:  # exit here, where nothing refers to the training any more: the dataloader's workers have ended
             raise SystemExit(exit_code)
         return result
 
@@ -76,26 +82,26 @@ def entry_point(main: Callable) -> Callable:
 
 
 def resume_command(script: Path, args: list[str] | None, flags: list[str]) -> str:
-    """The command of this run and `flags`, quoted for a shell, without tokens.
+    """The command of this run followed by `flags`, quoted for a shell, without access tokens.
 
     Args:
-        args: what main was called with; None for the command line. Then the whole of it is repeated as it was given;
-            under torchrun and `accelerate launch`, whose processes know nothing of their launcher's flags, it is the
-            launcher's, which Linux tells (else torchrun with the number of processes).
+        args: what main was called with. None stands for the command line, which is repeated as a whole. Under
+            torchrun and `accelerate launch`, that is the launcher's command line, which its processes do not know
+            but Linux tells; elsewhere, a torchrun command with the same number of processes.
     """
     if args is not None:
         words = ["python", str(script), *args]
-    elif "TORCHELASTIC_RUN_ID" not in os.environ:
+    elif not is_started_by_torchrun():
         words = sys.orig_argv
     else:
         launcher = Path(f"/proc/{os.getppid()}/cmdline")
-        sizes = ["--nnodes", os.environ["GROUP_WORLD_SIZE"], "--nproc_per_node", os.environ["LOCAL_WORLD_SIZE"]]
+        sizes = ["--nnodes", str(num_machines()), "--nproc_per_node", str(local_world_size())]
         words = ["torchrun", *sizes, *sys.argv]
         if launcher.is_file():
             words = launcher.read_bytes().decode().rstrip("\0").split("\0")
     words = [*words, *flags]
     for place, word in enumerate(words):
-        flag = word.removeprefix("--").split("=")[0]
+        flag = word.removeprefix("--").split("=")[0].replace("-", "_")
         if word.startswith("--") and flag in SECRET_FLAGS and "=" in word:
             words[place] = f"--{flag}=..."
         elif word.startswith("--") and flag in SECRET_FLAGS and place + 1 < len(words):
@@ -104,11 +110,11 @@ def resume_command(script: Path, args: list[str] | None, flags: list[str]) -> st
 
 
 def _end_process_group() -> None:
-    """Leave the process group, if there is one, and wait until its threads have ended.
+    """Destroy the process group, if there is one, and wait until its threads have ended.
 
-    A thread of gloo that still holds a tensor while the interpreter shuts down aborts the process, after a run in
-    which all went well (pytorch issue 190489). The threads end with the last reference to the group, and the models
-    that refer to it are in cycles.
+    A gloo thread that still holds a tensor while the interpreter shuts down aborts the process, even though the run
+    succeeded (pytorch issue 190489). The threads end with the last reference to the group, which is held by models
+    in reference cycles, hence the garbage collection.
     """
     if torch.distributed.is_initialized():
         gc.collect()

@@ -1,4 +1,4 @@
-"""Flags of Graphcore's scripts about its machines: accepted, so that old commands run, and without effect."""
+"""Flags of Graphcore's scripts about its machines: accepted without effect, so that old commands run."""
 
 import logging
 from dataclasses import dataclass, field, fields
@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 def _ignored():
     return field(
         default=None,
-        metadata={"nargs": "?", "const": "true", "help": "Of Graphcore's IPUs; accepted, without effect here."},
+        metadata={"nargs": "?", "const": "true", "help": "For Graphcore's IPUs; accepted without effect."},
     )
 
 
@@ -33,7 +33,7 @@ class IPUArguments:
     auto_loss_scaling: str | None = _ignored()
     fp32: str | None = _ignored()
     lamb: str | None = field(
-        default=None, metadata={"nargs": "?", "const": "true", "help": "Refused: write --optim lamb."}
+        default=None, metadata={"nargs": "?", "const": "true", "help": "Refused: use --optim lamb."}
     )
     lamb_no_bias_correction: str | None = _ignored()
 
@@ -42,4 +42,4 @@ class IPUArguments:
             raise UsageError("--lamb: the optimizer is named --optim lamb here")
         given = [f"--{flag.name}" for flag in fields(IPUArguments) if getattr(self, flag.name) is not None]
         if given:
-            logger.warning("%s: of Graphcore's IPUs, without effect here", ", ".join(given))
+            logger.warning("%s: for Graphcore's IPUs, no effect here", ", ".join(given))

@@ -1,4 +1,4 @@
-"""Flags that several objectives share."""
+"""Flags that several scripts share."""
 
 from dataclasses import dataclass, field
 
@@ -9,22 +9,22 @@ from utils.errors import UsageError
 
 @dataclass
 class MaskingArguments:
-    """How tokens are masked, in the scripts that train masked models."""
+    """How tokens are masked."""
 
     mlm_probability: float = field(
-        default=0.15, metadata={"help": "Share of the tokens that are masked, and predicted. Default: 0.15, BERT's."}
+        default=0.15, metadata={"help": "Share of the tokens that are masked and predicted; 0.15 is BERT's."}
     )
     mask_replace_prob: float = field(
         default=0.8,
-        metadata={"help": "Share of the masked tokens that the model sees as the mask token. Default: 0.8."},
+        metadata={"help": "Share of the masked tokens that are replaced by the mask token."},
     )
     random_replace_prob: float = field(
         default=0.1,
-        metadata={"help": "Share that it sees as a random token; the rest it sees as they are. Default: 0.1."},
+        metadata={"help": "Share of the masked tokens that are replaced by random tokens."},
     )
     whole_word_mask: bool = field(
         default=False,
-        metadata={"help": "Mask all tokens of a word or none. What a word is, the tokenizer says."},
+        metadata={"help": "Mask all tokens of a word or none; the tokenizer defines the words."},
     )
 
     def __post_init__(self):
@@ -41,19 +41,43 @@ class MaskingArguments:
 
 
 @dataclass
+class PermutationArguments:
+    """Which tokens are predicted, of a model that predicts them in a random order."""
+
+    plm_probability: float = field(
+        default=1 / 6,
+        metadata={"help": "Share of the tokens that are predicted; the others are context. 1/6 is XLNet's."},
+    )
+    max_span_length: int = field(
+        default=5, metadata={"help": "Predicted tokens come in spans of 1 to N neighbors; 5 is XLNet's."}
+    )
+
+    def __post_init__(self):
+        if not 0 < self.plm_probability <= 1:
+            raise UsageError(f"--plm_probability {self.plm_probability}: give a number above 0, at most 1")
+        if self.max_span_length < 1:
+            raise UsageError(f"--max_span_length {self.max_span_length}: give 1 or more")
+
+    def check_span_length(self, block_size: int) -> None:
+        """Raises UsageError for spans that are longer than an example."""
+        if self.max_span_length > block_size:
+            raise UsageError(f"--max_span_length {self.max_span_length} is more than an example has tokens: give less")
+
+
+@dataclass
 class LineByLineArguments:
-    """The flags of the scripts that make DocumentBlocks on request."""
+    """Whether an example is a document or a block full of text."""
 
     line_by_line: bool = field(
         default=False,
         metadata={
-            "help": "One example for each document (each line of a .txt file, without its line end unless "
-            "--keep_linebreaks true), cut at --max_seq_length, instead of blocks full of text."
+            "help": "Use one example per document (per line of a .txt file, without line breaks unless "
+            "--keep_linebreaks true), cut at --block_size, instead of full blocks."
         },
     )
 
     def apply_defaults(self, data_args: DataArguments, training_args: LMTrainingArguments, run_args: dict) -> None:
-        """Refuse what packed blocks have no use for; line by line, leave line ends out unless they were asked for.
+        """Refuse --group_by_length for packed blocks; line by line, drop line breaks unless they were asked for.
 
         Args:
             run_args: the flags that were given, from `parse_arguments`.

@@ -1,67 +1,72 @@
-"""The command line: flags, or one .json or .yaml file and flags that override it."""
+"""The command line: flags, optionally after a file of flags, which they override."""
 
 import argparse
 import difflib
 import json
 import logging
-import os
+import re
 import sys
 from pathlib import Path
 
 import torch
 import transformers
-import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
 from utils.compat import FLAGS_OF_OTHER_VERSION
+from utils.config.flag_file import as_words, find_flag_file, read_flag_file
+from utils.config.help import full_help, short_help
+from utils.environment import launched_processes, rank
 from utils.errors import UsageError
-from utils.launch import launch, launched_processes
+from utils.launch import launch
 
 
 logger = logging.getLogger(__name__)
 
 
+# Flags whose values appear in nothing that is written or printed.
+SECRET_FLAGS = ("token", "hub_token", "push_to_hub_token")
+
 NO_TPU_FLAG = (
-    "--tpu was TensorFlow's: on a TPU machine with torch_xla, accelerate launch --tpu --num_processes 8 (or another "
-    "spawner of _mp_fn) runs this script; leave the flag out"
+    "--tpu was TensorFlow's: on a TPU machine with torch_xla, start this script with accelerate launch --tpu "
+    "--num_processes 8, or with another spawner of _mp_fn; leave the flag out"
 )
-
-
-SECRET_FLAGS = ("token", "hub_token", "push_to_hub_token")  # flags whose values are kept out of all that is written
 
 
 def parse_arguments(*dataclass_types: type, args: list[str] | None = None, defaults: dict | None = None) -> tuple:
     """Read the command line into one instance of each dataclass.
 
-    If the command line asks for several processes (`--num_processes`, by default one for each GPU) and no launcher
-    has started them, this process starts them with the same command line, waits for them and exits with their code.
+    With --help or --help_all, print the flags and exit with code 0. If the run needs several processes
+    (`--num_processes`, by default one per GPU) and no launcher has started them, start them with the same command
+    line, wait for them and exit with their code.
 
     Args:
         dataclass_types: dataclasses whose fields are the flags.
         args: the words after the script's name; None means `sys.argv[1:]`. A first word that ends in .json, .yaml
-            or .yml is a file of flags; flags after it win over the file.
-        defaults: flags whose default in this script differs from that of their dataclass.
+            or .yml is a file of flags, which the flags after it override.
+        defaults: the flags whose default in this script differs from that in their dataclass, with that default.
 
     Returns:
-        An instance of each dataclass, in order, and last the flags that were given, as `{flag: value}`: without those
-        left at their defaults, and without access tokens. Written to run_args.yaml, they repeat the run.
+        An instance of each dataclass, in order, and then the flags that were given, as `{flag: value}`, without
+        access tokens. Written to run_args.yaml, they repeat the run.
 
     Raises:
-        UsageError: an unknown flag or key (with the nearest real one), a value of the wrong type, a file that is
-            missing or malformed, or whatever a dataclass refuses in its `__post_init__`.
+        UsageError: an unknown flag or key (with the closest one that exists), a value of the wrong type, a file that
+            is missing or malformed, or whatever a dataclass refuses in its `__post_init__`.
     """
     _set_up_logging()
-    parser = _FlagParser(dataclass_types, allow_abbrev=False)
+    parser = _FlagParser(dataclass_types, allow_abbrev=False, add_help=False)
     parser.set_defaults(**(defaults or {}))
-    is_script = args is None  # and not a function that a program calls, which is to return
+    is_script = args is None  # as opposed to a call of main(args) in a program
     args = list(sys.argv[1:] if args is None else args)
-    if args and args[0].endswith((".json", ".yaml", ".yml")):
-        args = _flags_in_file(Path(args[0]), parser) + args[1:]
+    _print_help_if_asked(parser, dataclass_types, args)
+    path = find_flag_file(args)
+    if path is not None:
+        args = _flags_in_file(path, parser) + args[1:]
     given = parser.given(args)
     num_processes = _processes_to_start(given, is_script)
     if num_processes > 1:
-        logger.info("starting %d processes%s", num_processes, "" if _on_cpu(given) else ", one for each GPU")
+        logger.info("starting %d processes%s", num_processes, "" if _on_cpu(given) else ", one per GPU")
         raise SystemExit(launch(sys.argv, num_processes))
     try:
         *parsed, unknown = parser.parse_args_into_dataclasses(
@@ -72,15 +77,24 @@ def parse_arguments(*dataclass_types: type, args: list[str] | None = None, defau
     except json.JSONDecodeError as error:
         flag = next((flag for flag, value in given.items() if value == error.doc), "")
         raise UsageError(f"--{flag} {error.doc}: not valid JSON: {error.msg}") from error
-    except (ValueError, OSError, ImportError) as error:  # what transformers' TrainingArguments refuses
+    except (ValueError, OSError, ImportError) as error:  # from transformers' TrainingArguments
         raise UsageError(str(error)) from error
-    assert not unknown  # parser.given() has refused them
+    assert not unknown  # refused by parser.given()
     run_args = {flag: value for flag, value in given.items() if flag not in SECRET_FLAGS}
     return *parsed, run_args
 
 
+def _print_help_if_asked(parser: "_FlagParser", dataclass_types: tuple[type, ...], args: list[str]) -> None:
+    is_full = "--help_all" in args or "--help-all" in args
+    if not is_full and "--help" not in args and "-h" not in args:
+        return
+    if rank() == 0:
+        print(full_help(parser, dataclass_types) if is_full else short_help(parser, dataclass_types))
+    raise SystemExit(0)
+
+
 def _processes_to_start(given: dict, is_script: bool) -> int:
-    """How many processes this one is to start in its place; 1 if it is to do the work itself."""
+    """The number of processes to start in place of this one; 1 if this one does the work itself."""
     asked_for = given.get("num_processes")
     if asked_for is not None and asked_for < 1:
         raise UsageError(f"--num_processes {asked_for}: give 1 or more")
@@ -93,13 +107,15 @@ def _processes_to_start(given: dict, is_script: bool) -> int:
         if (asked_for or 1) > 1:
             raise UsageError(f"--num_processes {asked_for} works on the command line, not in a call of main(args)")
         return 1
-    if given.get("preprocess_only"):  # which uses all cores by itself
+    if given.get("preprocess_only"):  # a single process uses all cores
         return 1
     if _on_cpu(given):
         return asked_for or 1
     num_gpus = torch.accelerator.device_count()
     if (asked_for or 1) > num_gpus:
-        raise UsageError(f"--num_processes {asked_for}: there are {num_gpus} GPUs here; give less, or --use_cpu")
+        raise UsageError(
+            f"--num_processes {asked_for}: there are {num_gpus} GPUs here; give at most {num_gpus}, or --use_cpu"
+        )
     return asked_for or num_gpus
 
 
@@ -117,14 +133,17 @@ class _FlagParser(HfArgumentParser):
                 action.nargs, action.const = "?", True
 
     def error(self, message: str):
-        raise UsageError(message)
+        """argparse calls this; its messages begin with all names of a flag, of which the first one is enough."""
+        raise UsageError(re.sub(r"^argument (--[\w-]+)[^\s:]*: ", r"\1: ", message))
 
     def given(self, args: list[str]) -> dict:
-        """The flags in `args` with their values, those alone."""
+        """The flags that `args` contains, with their values."""
         defaults = [(action, action.default, action.required) for action in self._actions]
         for action in self._actions:
             action.default, action.required = argparse.SUPPRESS, False
+        script_defaults, self._defaults = self._defaults, {}
         namespace, unknown = self.parse_known_args(args)
+        self._defaults = script_defaults
         for action, default, required in defaults:
             action.default, action.required = default, required
         if unknown and unknown[0].split("=")[0] == "--tpu":
@@ -134,46 +153,30 @@ class _FlagParser(HfArgumentParser):
         return vars(namespace)
 
     def nearest(self, flag: str) -> str:
-        """` (did you mean --real_flag?)`, or what to do about a flag that only the other line of transformers has."""
+        """` (did you mean --real_flag?)`, or what replaces a flag that only the other transformers version has."""
         name = flag.split("=")[0]
         if name in FLAGS_OF_OTHER_VERSION:
             return f" in transformers {transformers.__version__}: {FLAGS_OF_OTHER_VERSION[name]}"
         close = difflib.get_close_matches(name, self._option_string_actions, n=1)
-        return f" (did you mean {close[0]}?)" if close else " (--help lists the flags)"
+        return f" (did you mean {close[0]}?)" if close else " (--help_all lists all flags)"
 
 
 def _flags_in_file(path: Path, parser: _FlagParser) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot read this file of flags: {error}") from error
-    try:
-        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: not valid {path.suffix[1:].upper()}: {error}") from error
-    if not isinstance(values, dict):
-        raise UsageError(f"{path}: expected one `flag: value` for each flag")
-    flags = []
-    for key, value in values.items():
-        option = f"--{key}"
-        if option not in parser._option_string_actions:
-            raise UsageError(f"{path}: unknown flag {key}{parser.nearest(option)}")
-        if isinstance(value, list):
-            flags += [option, *map(str, value)]
-        elif value is not None:
-            is_json = isinstance(value, (bool, dict))
-            flags.append(f"{option}={json.dumps(value) if is_json else value}")
-    return flags
+    values = read_flag_file(path)
+    for flag in values:
+        if f"--{flag}" not in parser._option_string_actions:
+            raise UsageError(f"{path}: unknown flag {flag}{parser.nearest(f'--{flag}')}")
+    return as_words(values)
 
 
 def _set_up_logging() -> None:
-    """Our lines from INFO on by the first process, errors alone by the others; the libraries' from WARNING on."""
+    """Log from INFO (our messages) or WARNING (the libraries') in the first process, only errors in the others."""
     logging.basicConfig(format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
     if not sys.stderr.isatty():
         transformers.logging.disable_progress_bar()
-    is_main_process = int(os.environ.get("RANK", 0)) == 0
+    is_main_process = rank() == 0
     logging.getLogger("utils").setLevel(logging.INFO if is_main_process else logging.ERROR)
-    logging.getLogger("utils.progress").setLevel(logging.INFO)  # of whichever process does the work for all
+    logging.getLogger("utils.progress").setLevel(logging.INFO)  # from whichever process does the work for all
     if not is_main_process:
         logging.getLogger().setLevel(logging.ERROR)
         transformers.logging.set_verbosity_error()

@@ -1,4 +1,4 @@
-"""Examples to a batch for causal language modeling."""
+"""Collator for causal language modeling."""
 
 from dataclasses import dataclass
 
@@ -9,14 +9,14 @@ from transformers import PreTrainedTokenizerBase
 
 @dataclass
 class CausalLMCollator:
-    """Blocks -> a batch in which each token but a block's first is a target.
+    """Blocks -> a batch in which every token is a target, except the first of each block.
 
-    The labels follow transformers' convention, `labels[t]` being the token at t, with one difference: the first is
-    -100. No model predicts it, so that the number of labels that are not -100 is the number of targets, also for a
-    Trainer that counts them before the shift.
+    The labels follow transformers' convention, in which `labels[t]` is the token at t, with one difference: the first
+    label is -100. No model predicts the first token. So the number of labels other than -100 is the number of targets,
+    also for a Trainer that counts them before the shift.
 
     Args:
-        pad_to_length: pad every batch to this length, not to its longest example.
+        pad_to_length: pad every batch to this length; None to pad to the longest example.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -29,9 +29,9 @@ class CausalLMCollator:
             examples: dicts with `input_ids`, integer arrays of shape (length,).
 
         Returns:
-            `input_ids` and `labels`, int64 of shape (batch, longest or `pad_to_length`), shorter examples padded on
-            the right with labels of -100; `attention_mask`, likewise, only if something is padded, or might be, as
-            with `pad_to_length`. Padding is known by its place, not by its id: a pad token that is also the
+            `input_ids` and `labels`, int64 of shape (batch, longest or `pad_to_length`), padded on the right, with
+            labels of -100 there; `attention_mask` of the same dtype and shape, if an example is shorter than the batch
+            or `pad_to_length` is set. Padding is told by its position, not by its id: a pad token that is also the
             end-of-text token does not hide the latter.
         """
         lengths = [len(example["input_ids"]) for example in examples]

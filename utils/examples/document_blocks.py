@@ -4,18 +4,35 @@ import logging
 from collections.abc import Sequence
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
+from utils.examples.base import Examples
 from utils.examples.packed import PackedBlocksWithSpecialTokens
+from utils.examples.streaming import make_blocks
 from utils.tokens.token_store import TokenStore
+from utils.tokens.token_stream import TokenStream
+from utils.tokens.tokenizer import special_token_affixes
 
 
 logger = logging.getLogger(__name__)
 
 
-class DocumentBlocks(PackedBlocksWithSpecialTokens):
-    """One example for each document that has a token, framed, and cut where it is longer than `block_size`.
+def make_text_blocks(
+    tokens: TokenStore | TokenStream,
+    tokenizer: PreTrainedTokenizerBase,
+    block_size: int,
+    max_blocks: int | None,
+    line_by_line: bool,
+) -> Examples:
+    """DocumentBlocks with `line_by_line`, otherwise PackedBlocksWithSpecialTokens; for a stream, a stream of them."""
+    blocks_class = DocumentBlocks if line_by_line else PackedBlocksWithSpecialTokens
+    return make_blocks(blocks_class, tokens, block_size, special_token_affixes(tokenizer), max_blocks)
 
-    The log says how many tokens of a token store were cut off. Args: as for PackedBlocksWithSpecialTokens.
+
+class DocumentBlocks(PackedBlocksWithSpecialTokens):
+    """One example for each document that has a token, between special tokens, truncated to `block_size`.
+
+    Args: as for PackedBlocksWithSpecialTokens.
     """
 
     cuts_documents = False
@@ -24,27 +41,27 @@ class DocumentBlocks(PackedBlocksWithSpecialTokens):
         self,
         store: TokenStore,
         block_size: int,
-        frame: tuple[Sequence[int], Sequence[int]],
+        prefix_and_suffix: tuple[Sequence[int], Sequence[int]],
         max_blocks: int | None = None,
     ):
-        super().__init__(store, block_size, frame)
-        lengths = np.diff(store.offsets)
-        self._documents = np.flatnonzero(lengths)[:max_blocks]
-        lengths = lengths[self._documents]
-        contents = np.minimum(lengths, self.content_size)
-        self.num_blocks = len(contents)
-        self.num_tokens = int(contents.sum())
-        self.lengths = contents + len(self.prefix) + len(self.suffix)
-        num_cut = int(lengths.sum()) - self.num_tokens
-        if isinstance(store, TokenStore):
+        super().__init__(store, block_size, prefix_and_suffix)
+        document_lengths = np.diff(store.offsets)
+        self._documents = np.flatnonzero(document_lengths)[:max_blocks]
+        document_lengths = document_lengths[self._documents]
+        content_lengths = np.minimum(document_lengths, self.content_size)
+        self.num_examples = len(content_lengths)
+        self.num_tokens = int(content_lengths.sum())
+        self.lengths = content_lengths + len(self.prefix) + len(self.suffix)
+        if isinstance(store, TokenStore):  # not for each window of a stream
+            num_cut_off = int(document_lengths.sum()) - self.num_tokens
+            num_truncated = np.count_nonzero(document_lengths > self.content_size)
             logger.info(
-                "line by line: %s examples; %s tokens of %s of them cut off by --max_seq_length %s",
-                f"{len(lengths):,}", f"{num_cut:,}", f"{np.count_nonzero(lengths > self.content_size):,}", block_size,
+                "one document per example: %s examples; %s tokens of %s of them cut off by --block_size %s",
+                f"{self.num_examples:,}", f"{num_cut_off:,}", f"{num_truncated:,}", block_size,
             )  # fmt: skip
 
     def span(self, index: int) -> slice:
-        """Where example `index` lies among the tokens of the store."""
-        if not 0 <= index < self.num_blocks:
-            raise IndexError(index)
+        """The tokens of the store that are in an example. Raises IndexError if there is no such example."""
+        self._require(index)
         start, end = self.store.offsets[self._documents[index] :][:2].tolist()
         return slice(start, min(end, start + self.content_size))

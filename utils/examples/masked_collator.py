@@ -1,4 +1,4 @@
-"""Examples to a batch for masked language modeling."""
+"""Collator for masked language modeling."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from utils.examples.batches import _draws, _padded
+from utils.examples.padding import pad
+from utils.rng import collator_draws
 
 
 @dataclass
@@ -14,18 +15,17 @@ class MaskedLMCollator:
     """Examples -> a batch in which some tokens are masked, and are the targets.
 
     Each token that is not special is chosen with `mlm_probability`, independently of the others. Of the chosen ones,
-    `mask_replace_prob` become the mask token, `random_replace_prob` a token drawn from those that are not special, and
-    the rest stay as they are (Devlin et al. 2019, section 3.1). With `whole_word_mask` one choice is made for each
-    word, so that its tokens are chosen all or none; what becomes of each is drawn as before. As in RoBERTa (Liu et al.
-    2019), each epoch has new masks.
+    `mask_replace_prob` become the mask token, `random_replace_prob` a random token that is not special, and the rest
+    stay as they are (Devlin et al. 2019, section 3.1). With `whole_word_mask`, whole words are chosen; what replaces
+    each of their tokens is still drawn token by token. As in RoBERTa (Liu et al. 2019), each epoch has new masks.
 
-    All this is a function of (seed, epoch, example index) alone, through a counter-based generator (Philox, Salmon et
-    al. 2011) for each example: the masks are the same in any batch, worker, process or resumed run.
+    All random choices are a function of (seed, epoch, number of the example), see `utils/rng.py`: the masks are the
+    same in any batch, worker, process or resumed run.
 
     Args:
         tokenizer: with a mask token.
         seed: any integer from 0 to 2**64 - 1.
-        pad_to_length: pad every batch to this length, not to its longest example.
+        pad_to_length: pad every batch to this length; None to pad to the longest example.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -49,41 +49,46 @@ class MaskedLMCollator:
         """Collate.
 
         Args:
-            examples: dicts with `input_ids`, integer arrays of shape (length,), `index`, `epoch` and, for whole words,
-                `word_starts`, of shape (length,), 1 where a token begins a word.
+            examples: dicts with `input_ids`, integer arrays of shape (length,); `index`, the number of the example in
+                the epoch; `epoch`; and for whole words `word_starts`, of shape (length,), 1 where a token begins a
+                word.
 
         Returns:
             `input_ids` and `labels`, int64 of shape (batch, longest or `pad_to_length`), padded on the right; labels
-            are the tokens that were there at the targets, and -100 elsewhere; `attention_mask`, likewise, if something
-            is padded, or might be, as with `pad_to_length`.
+            are the original tokens at the targets, and -100 elsewhere; `attention_mask` of the same dtype and shape,
+            if an example is shorter than the batch or `pad_to_length` is set.
         """
         lengths = np.array([len(example["input_ids"]) for example in examples])
-        tokens, labels = self._masked(examples, lengths)
+        tokens, labels = self._mask(examples, lengths)
         length = self.pad_to_length or int(lengths.max())
         is_token = np.arange(length) < lengths[:, None]
         batch = {
-            "input_ids": torch.from_numpy(_padded(tokens, is_token, self._pad_token_id)),
-            "labels": torch.from_numpy(_padded(labels, is_token, -100)),
+            "input_ids": torch.from_numpy(pad(tokens, is_token, self._pad_token_id)),
+            "labels": torch.from_numpy(pad(labels, is_token, -100)),
         }
         if self.pad_to_length or lengths.min() < length:
             batch["attention_mask"] = torch.from_numpy(is_token.astype(np.int64))
         return batch
 
-    def _masked(self, examples: list[dict], lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The examples' tokens, one after the other, as the model sees them, and their labels; int64, (tokens,)."""
+    def _mask(self, examples: list[dict], lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens of all examples, one after the other, as the model sees them; and their labels: int64, (tokens,).
+
+        Three numbers in [0, 1) are drawn for each token: the first decides whether it is a target, the second what
+        becomes of a target, the third which token replaces it.
+        """
         tokens = np.concatenate([example["input_ids"] for example in examples]).astype(np.int64)
-        # Three numbers in [0, 1) for each token: is it chosen, what becomes of it, which token replaces it.
-        draws = _draws(self.seed, examples, 3 * lengths)
-        draws = np.concatenate([some.reshape(3, -1) for some in draws], axis=1)
-        if self.whole_word_mask:
+        epochs, numbers = ([example[name] for example in examples] for name in ("epoch", "index"))
+        draws = collator_draws(self.seed, epochs, numbers, 3 * lengths)
+        draws = np.concatenate([of_example.reshape(3, -1) for of_example in draws], axis=1)
+        if self.whole_word_mask:  # all tokens of a word take the first draw of its first token
             word_starts = np.concatenate([example["word_starts"] for example in examples])
             begins_word = (word_starts != 0) | self._is_special[tokens]
             begins_word[np.cumsum(lengths) - lengths] = True
             draws[0] = draws[0][np.maximum.accumulate(np.where(begins_word, np.arange(len(tokens)), 0))]
         is_target = (draws[0] < self.mlm_probability) & ~self._is_special[tokens]
         becomes_mask = is_target & (draws[1] < self.mask_replace_prob)
-        changes = is_target & (draws[1] < self.mask_replace_prob + self.random_replace_prob)
-        becomes_random = changes & ~becomes_mask
+        is_replaced = is_target & (draws[1] < self.mask_replace_prob + self.random_replace_prob)
+        becomes_random = is_replaced & ~becomes_mask
         labels = np.where(is_target, tokens, -100)
         tokens[becomes_mask] = self._mask_token_id
         tokens[becomes_random] = self._normal_ids[(draws[2, becomes_random] * len(self._normal_ids)).astype(np.int64)]

@@ -1,7 +1,7 @@
-"""Pairs of texts, with their labels, that a data set has already: as texts, or as token ids."""
+"""Pairs of texts and labels from a dataset that already has them, as texts or as token ids."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import datasets
 import numpy as np
@@ -9,24 +9,24 @@ import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerBase
 
 from utils.errors import UsageError
-from utils.examples.sentence_pairs import LABEL, Pairs
+from utils.examples.pairs import LABEL, Pairs
 from utils.tokens.token_store import TokenStore
 
 
 logger = logging.getLogger(__name__)
 
 TOKEN_COLUMNS = ("input_ids", "token_type_ids", "attention_mask")
-ROWS_CHECKED = 1000  # of a data set of others, before the training; the others are checked when they are read
+ROWS_CHECKED = 1000  # before training; the other rows are checked when they are read
 
 
 class TextPairs(Pairs):
-    """Pairs of texts that a data set has, with its labels.
+    """Pairs of texts from a dataset, with its labels.
 
     Args:
-        stores: the tokens of the As and of the Bs, a document for each pair, tokenized without special tokens.
+        stores: the tokens of all As and of all Bs, a document for each pair, tokenized without special tokens.
         labels: 0 or 1 for each pair.
-        block_size: the most tokens in an example; what is longer is truncated as in SentencePairs.
-        max_pairs: only the first so many pairs.
+        block_size: the most tokens in an example; longer pairs are truncated as in SentencePairs.
+        max_pairs: keep only this many pairs, the first ones.
     """
 
     def __init__(
@@ -41,30 +41,31 @@ class TextPairs(Pairs):
     ):
         assert all(store.num_documents == len(labels) for store in stores)
         num_pairs = len(labels) if max_pairs is None else min(len(labels), max_pairs)
-        super().__init__(block_size, num_pairs, tokenizer, seed)
-        self.stores = list(stores)
+        super().__init__(block_size, list(stores), num_pairs, tokenizer, seed)
         self.labels = labels
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray | int]:
         """An example; see Pairs."""
+        generator = self._generator(index)
         a, b = ((store, *store.offsets[index : index + 2].tolist()) for store in self.stores)
-        return self._example(index, int(self.labels[index]), a, b, self._draws(index))
+        return self._example(index, int(self.labels[index]), a, b, generator)
 
 
 class PreprocessedPairs(Pairs):
-    """The examples of a data set that holds token ids: columns input_ids, token_type_ids, attention_mask and a label.
+    """Pairs from a dataset of token ids: columns input_ids, token_type_ids, attention_mask and a label.
 
-    Padding, where attention_mask is 0, is left out: the collator pads as far as a batch needs it.
+    Padding, where attention_mask is 0, is removed: the collator pads each batch as far as necessary.
 
     Args:
-        documents: the data set; with `is_masked` also with a column `labels`, -100 where nothing was masked.
-        is_masked: the ids are masked already, and the labels go along.
+        documents: the dataset; with `is_masked` it also has a column `labels`, -100 where nothing is masked.
         block_size: the most tokens that an example may have.
-        description: what an error calls the data set.
+        is_masked: the ids are already masked, and the examples include the labels.
+        max_pairs: keep only this many pairs, the first ones.
+        description: the name of the dataset in errors.
 
     Raises:
-        UsageError: a column that is missing or not of integers, an example longer than `block_size`, or a token that
-            the tokenizer does not have; when the first `ROWS_CHECKED` examples are checked, or in `__getitems__`.
+        UsageError: a column is missing or not of integers, an example is longer than `block_size`, or the tokenizer
+            does not have a token. The first `ROWS_CHECKED` examples are checked here, the others in `__getitems__`.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class PreprocessedPairs(Pairs):
         description: str = "train",
     ):
         num_pairs = len(documents) if max_pairs is None else min(len(documents), max_pairs)
-        super().__init__(block_size, num_pairs, tokenizer, seed)
+        super().__init__(block_size, [], num_pairs, tokenizer, seed)
         self.labels = read_labels(documents, description)
         self.description = description
         columns = [*TOKEN_COLUMNS, *(["labels"] if is_masked else [])]
@@ -92,19 +93,19 @@ class PreprocessedPairs(Pairs):
                 )
         if "labels" in documents.column_names and not is_masked:
             logger.warning(
-                "%s: the column labels is not used and input_ids are masked here; where they are masked already, give "
-                "--is_already_masked", description,
+                "%s: the column labels is ignored and input_ids are masked in training; if they are masked already, "
+                "give --is_already_masked", description,
             )  # fmt: skip
         self._documents = documents.select_columns(columns).with_format("numpy")
         self._vocab_size = max(tokenizer.get_vocab().values()) + 1
-        self.__getitems__(list(range(min(self.num_pairs, ROWS_CHECKED))))
+        self.__getitems__(list(range(min(self.num_examples, ROWS_CHECKED))))
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray | int]:
         """An example; see Pairs. With `is_masked` also `labels`, of the shape of `input_ids`."""
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, np.ndarray | int]]:
-        """The examples of a batch, which torch's DataLoader fetches in one call."""
+        """The examples of a batch, read in one call."""
         columns = self._documents[list(indices)]
         examples = []
         for index, *row in zip(indices, *columns.values(), strict=True):
@@ -114,7 +115,9 @@ class PreprocessedPairs(Pairs):
                 raise UsageError(f"row {index} of the {self.description} data: its columns differ in length")
             example = {name: values[is_token] for name, values in row.items()}
             self._check(index, example)
-            examples.append(example | {LABEL: int(self.labels[index]), "index": index, "epoch": int(self._epoch)})
+            examples.append(
+                example | {LABEL: int(self.labels[index]), "index": self.number(index), "epoch": self.epoch}
+            )
         return examples
 
     def _check(self, index: int, example: dict[str, np.ndarray]) -> None:
@@ -122,28 +125,29 @@ class PreprocessedPairs(Pairs):
         row = f"row {index} of the {self.description} data"
         if not 0 < len(ids) <= self.block_size:
             raise UsageError(
-                f"{row} has {len(ids):,} tokens, and --max_seq_length is {self.block_size}: give that of the data set"
+                f"{row} has {len(ids):,} tokens, and --block_size is {self.block_size}: give that of the dataset"
             )
         most = max(ids.max(), example.get("labels", ids).max())
         if ids.min() < 0 or most >= self._vocab_size or types.min() < 0 or types.max() > 1:
             raise UsageError(
-                f"{row}: a token {most} or a token type {types.max()} where the tokenizer has {self._vocab_size} "
-                "tokens and a pair has types 0 and 1: give the --tokenizer_name that made the data set"
+                f"{row} has a token {most} or a token type {types.max()}, but the tokenizer has {self._vocab_size} "
+                "tokens and a pair has types 0 and 1: give the --tokenizer_name that the dataset was made with"
             )
 
 
 def pair_source(rows: datasets.Dataset, is_preprocessed: bool, text_columns: tuple[str | None, str | None]) -> str:
-    """What a data set holds: "documents", pairs as "texts", or pairs as "ids", by the flags, else by its columns."""
+    """What a dataset holds, from the flags, or else from its columns: "documents", or pairs as "texts" or "ids"."""
     if is_preprocessed or (text_columns == (None, None) and {LABEL, "input_ids"} <= set(rows.column_names)):
         return "ids"
     return "documents" if text_columns == (None, None) and LABEL not in rows.column_names else "texts"
 
 
 def text_columns(raw_datasets: datasets.DatasetDict, named: tuple[str | None, str | None]) -> list[str]:
-    """The columns of A and B: those that are named, else the only two columns of strings.
+    """The columns of A and B: the named ones, or else the only two columns of strings.
 
     Raises:
-        UsageError: no such column of strings, not two of them where none is named, or a row without text.
+        UsageError: a named column does not exist or is not of strings, there are not exactly two columns of strings
+            and none is named, or a row has no text.
     """
     for split, rows in raw_datasets.items():
         strings = [
@@ -176,3 +180,8 @@ def read_labels(documents: datasets.Dataset, description: str) -> np.ndarray:
     if wrong:
         raise UsageError(f"{LABEL} of the {description} data has the value {wrong[0]!r}: it must be 0 or 1 everywhere")
     return values.to_numpy().astype(np.uint8)
+
+
+def column_text(*columns: str) -> Callable[[dict], str]:
+    """A function that reads the text of these columns, joined by spaces, from a row."""
+    return lambda row: " ".join(row[column] for column in columns)

@@ -1,4 +1,4 @@
-"""Pairs to a batch for masked tokens and the sentence task."""
+"""Collator for masked language modeling and a sentence task on pairs of texts."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,9 @@ from utils.examples.masked_collator import MaskedLMCollator
 
 @dataclass
 class PretrainingCollator(MaskedLMCollator):
-    """Pairs -> a batch for two tasks: masked tokens, as MaskedLMCollator makes them, and whether B follows A.
+    """Pairs -> a batch for two tasks: predict the masked tokens, as with MaskedLMCollator, and whether B follows A.
 
-    Examples that have `labels` are masked already and stay as they are.
+    Examples that have `labels` are already masked and stay as they are.
     """
 
     def __call__(self, examples: list[dict[str, np.ndarray | int]]) -> dict[str, torch.Tensor]:
@@ -20,10 +20,10 @@ class PretrainingCollator(MaskedLMCollator):
 
         Args:
             examples: as for MaskedLMCollator, with `token_type_ids`, of shape (length,), `next_sentence_label`, 0 or
-                1, and, if they are masked already, `labels`, of shape (length,), -100 where there is no target.
+                1, and, if they are already masked, `labels`, of shape (length,), -100 where there is no target.
 
         Returns:
-            What MaskedLMCollator returns, and `token_type_ids`, int64 of the shape of `input_ids`, padded with 0;
+            What MaskedLMCollator returns; `token_type_ids`, int64 of the shape of `input_ids`, padded with 0; and
             `next_sentence_label`, int64 of shape (batch,).
         """
         batch = super().__call__(examples)
@@ -34,8 +34,8 @@ class PretrainingCollator(MaskedLMCollator):
         batch["next_sentence_label"] = torch.tensor([example["next_sentence_label"] for example in examples])
         return batch
 
-    def _masked(self, examples: list[dict], lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _mask(self, examples: list[dict], lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if "labels" not in examples[0]:
-            return super()._masked(examples, lengths)
+            return super()._mask(examples, lengths)
         columns = ([example[name] for example in examples] for name in ("input_ids", "labels"))
         return tuple(np.concatenate(arrays).astype(np.int64) for arrays in columns)

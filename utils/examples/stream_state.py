@@ -1,4 +1,4 @@
-"""Where a stream is to go on, as a file of a checkpoint: numbers and arrays, no pickle."""
+"""Where to continue a stream, as a file of a checkpoint: numbers and arrays, no pickle."""
 
 import json
 from pathlib import Path
@@ -12,30 +12,30 @@ STATE_FILE = "stream-{}.npz"  # one for each process
 
 
 def write_state(folder: Path, process_index: int, state: dict, identity: dict) -> None:
-    """Write a state, nested dicts with documents and what JSON holds, and what the stream is made of."""
+    """Write a state, nested dicts of numbers, positions and lists of documents, and what it depends on, as JSON."""
     arrays = {}
-    plain = _without_documents(state, "state", arrays)
+    plain = _move_documents(state, "state", arrays)
     header = json.dumps({"state": plain, "identity": identity})
     np.savez(folder / STATE_FILE.format(process_index), header=np.frombuffer(header.encode(), np.uint8), **arrays)
 
 
 def read_state(folder: Path, process_index: int) -> tuple[dict | None, dict]:
-    """The state, None if it is that of the beginning, and what the stream was made of."""
+    """The state, None for the beginning of a stream, and what it depends on."""
     with np.load(folder / STATE_FILE.format(process_index), allow_pickle=False) as arrays:
         header = json.loads(bytes(arrays["header"]))
-        state = _with_documents(header["state"], "state", dict(arrays))
+        state = _restore_documents(header["state"], "state", dict(arrays))
     return state or None, header["identity"]
 
 
-def _without_documents(value, name: str, arrays: dict[str, np.ndarray]):
-    """JSON of the value; its lists of documents go to `arrays`, under names that say where they were."""
+def _move_documents(value, name: str, arrays: dict[str, np.ndarray]):
+    """What JSON can hold of a value. The documents in it go to `arrays`, named after their place in the value."""
     if isinstance(value, dict):
-        return {key: _without_documents(part, f"{name}.{key}", arrays) for key, part in value.items()}
+        return {key: _move_documents(part, f"{name}.{key}", arrays) for key, part in value.items()}
     if not isinstance(value, list):
         return value
     documents = [document for document in value if document is not None]
     ends_epoch = len(documents) < len(value)
-    assert value == documents + [None] * ends_epoch  # the end of an epoch is the end of a list
+    assert value == documents + [None] * ends_epoch  # only the last item may be the end of an epoch
     for field in Document._fields if documents else ():
         parts = [getattr(document, field) for document in documents]
         if parts[0] is not None:
@@ -44,13 +44,14 @@ def _without_documents(value, name: str, arrays: dict[str, np.ndarray]):
     return {"num_documents": len(documents), "ends_epoch": ends_epoch}
 
 
-def _with_documents(value, name: str, arrays: dict[str, np.ndarray]):
+def _restore_documents(value, name: str, arrays: dict[str, np.ndarray]):
+    """The inverse of `_move_documents`. A list is a Position: JSON has no tuples."""
     if isinstance(value, list):
         return Position(*value)
     if not isinstance(value, dict):
         return value
     if "num_documents" not in value:
-        return {key: _with_documents(part, f"{name}.{key}", arrays) for key, part in value.items()}
+        return {key: _restore_documents(part, f"{name}.{key}", arrays) for key, part in value.items()}
     fields = []
     for field in Document._fields:
         parts = [None] * value["num_documents"]

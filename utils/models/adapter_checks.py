@@ -1,4 +1,4 @@
-"""What can be found wrong with the flags of adapters before there is a model."""
+"""Checks of the adapter flags that do not need the model."""
 
 import json
 from pathlib import Path
@@ -17,49 +17,64 @@ def check_adapter_arguments(
     model_args: ModelArguments,
     training_args: LMTrainingArguments,
     model_type: str,
-) -> None:
-    """Find wrong what can be found without the model. Adapters of the hub are fetched, into `adapter_args.folders`.
+) -> dict[str, str]:
+    """Check the adapter flags as far as possible without the model, and download adapters that are on the Hub.
+
+    Args:
+        model_type: the model type of the base model, e.g. gpt2.
+
+    Returns:
+        The folders of the adapters to load, by flag: `load_adapter` and `load_lang_adapter`.
 
     Raises:
-        UsageError: an unknown kind of adapter, one that cannot be merged, an adapter of another kind of model, or one
-            that is to be loaded without being trained or evaluated.
+        UsageError: an unknown adapter configuration, an adapter that cannot be merged, an adapter for another model
+            type, or `--load_adapter` with training but without `--train_adapter`.
     """
     if adapter_args.load_adapter and training_args.do_train and not adapter_args.train_adapter:
-        raise UsageError("--load_adapter without --train_adapter: give it, or --do_eval alone to evaluate the adapter")
+        raise UsageError("--load_adapter requires --train_adapter, or --do_eval alone to evaluate the adapter")
     if not adapter_args.train_adapter and not adapter_args.load_adapter:
-        return
+        return {}
     adapter_config = parse_adapter_config(adapter_args.adapter_config)
+    folders = {}
     for flag in ("load_adapter", "load_lang_adapter"):
         name = getattr(adapter_args, flag)
-        if not name:
-            continue
-        folder = adapter_args.folders[flag] = _fetch(name, flag, adapter_args, model_args)
-        if Path(folder).is_dir():
-            saved = _saved_config(folder, flag)
-            theirs, ours = saved.get("model_type"), model_type
-            if theirs != ours:
-                base = model_args.model_name_or_path or f"--model_type {model_args.model_type}"
-                raise UsageError(
-                    f"--{flag} {name} fits {saved.get('model_name')}, a model of type {theirs}; {base} is a model of "
-                    f"type {ours}"
-                )
-    lang_config, lang_adapter = adapter_args.lang_adapter_config, adapter_args.load_lang_adapter
-    if lang_config and not lang_adapter:
-        raise UsageError("--lang_adapter_config goes with --load_lang_adapter")
-    if lang_config:
-        parse_adapter_config(lang_config, "lang_adapter_config")
+        if name:
+            folders[flag] = _adapter_folder(name, flag, adapter_args, model_args)
+            _check_model_type(name, folders[flag], flag, model_args, model_type)
+    if adapter_args.lang_adapter_config and not adapter_args.load_lang_adapter:
+        raise UsageError("--lang_adapter_config requires --load_lang_adapter")
+    if adapter_args.lang_adapter_config:
+        parse_adapter_config(adapter_args.lang_adapter_config, "lang_adapter_config")
     if adapter_args.merge_adapter and training_args.is_sharded:
-        raise UsageError("--merge_adapter: no process has the whole of a sharded model; leave it out")
+        raise UsageError(
+            "--merge_adapter does not work with a sharded model: no process has all weights; leave it out"
+        )
     if adapter_args.merge_adapter and not _can_be_merged(adapter_config):
         raise UsageError(
             f"--merge_adapter: {adapter_args.adapter_config} cannot be merged into a model's weights; lora and ia3 can"
         )
+    return folders
 
 
-def _fetch(name: str, flag: str, adapter_args: AdapterArguments, model_args: ModelArguments) -> str:
-    """The folder of an adapter that is one or is on the hub; other names are left to the library as they are.
+def parse_adapter_config(text: str, flag: str = "adapter_config"):
+    """Build the adapter configuration from its name, a configuration string or a JSON file.
 
-    All that `save_adapter` writes is fetched, of which the library itself would miss the model's weights.
+    Raises:
+        UsageError: the library does not know it, or not with these settings.
+    """
+    from adapters import ADAPTER_CONFIG_MAP, AdapterConfig
+
+    try:
+        return AdapterConfig.load(text)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        known = ", ".join(ADAPTER_CONFIG_MAP)
+        raise UsageError(f"--{flag} {text}: {error} Choose one of {known}, or a JSON file") from error
+
+
+def _adapter_folder(name: str, flag: str, adapter_args: AdapterArguments, model_args: ModelArguments) -> str:
+    """The folder of the adapter, downloaded if it is on the Hub; names of other forms are returned for the library.
+
+    Downloads all files that `save_adapter` writes. The library itself would not download the model's weights.
     """
     if Path(name).exists() or "://" in name or "@" in name:  # addresses, and names in AdapterHub's old index
         return name
@@ -71,26 +86,23 @@ def _fetch(name: str, flag: str, adapter_args: AdapterArguments, model_args: Mod
             token=model_args.token,
             allow_patterns=["adapter*", "pytorch_adapter.bin", MODEL_WEIGHTS, f"{LANGUAGE_FOLDER}/*"],
         )
-    except Exception as error:  # of many types: the name, the access, the network
+    except Exception as error:  # of many types: name, access, network
         raise UsageError(f"--{flag} {name}: {explain_hub_error(error, name)}") from error
     if not (Path(folder) / "adapter_config.json").is_file():
-        raise UsageError(f"--{flag} {name}: the hub has {name}, but no adapter in it (adapter_config.json)")
+        raise UsageError(f"--{flag} {name}: {name} is on the Hub, but has no adapter (adapter_config.json)")
     return folder
 
 
-def parse_adapter_config(text: str, flag: str = "adapter_config"):
-    """The configuration that a name, a string or a JSON file stands for."""
-    from adapters import ADAPTER_CONFIG_MAP, AdapterConfig
-
-    try:
-        return AdapterConfig.load(text)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        known = ", ".join(ADAPTER_CONFIG_MAP)
-        raise UsageError(f"--{flag} {text}: {error} Known are {known}, and JSON files") from error
-
-
-def _can_be_merged(config) -> bool:
-    return config.architecture == "lora" and not getattr(config, "use_gating", False)
+def _check_model_type(name: str, folder: str, flag: str, model_args: ModelArguments, model_type: str) -> None:
+    if not Path(folder).is_dir():
+        return
+    saved = _saved_config(folder, flag)
+    if saved.get("model_type") != model_type:
+        base = model_args.model_name_or_path or f"--model_type {model_args.model_type}"
+        raise UsageError(
+            f"--{flag} {name} was trained for {saved.get('model_name')}, a model of type {saved.get('model_type')}; "
+            f"{base} is a model of type {model_type}"
+        )
 
 
 def _saved_config(folder: str, flag: str) -> dict:
@@ -98,4 +110,8 @@ def _saved_config(folder: str, flag: str) -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(f"--{flag}: no adapter in {folder}: {error}") from error
+        raise UsageError(f"--{flag}: there is no adapter in {folder}: {error}") from error
+
+
+def _can_be_merged(config) -> bool:
+    return config.architecture == "lora" and not getattr(config, "use_gating", False)

@@ -1,4 +1,4 @@
-"""The model: from a checkpoint or from scratch, fitted to the tokenizer."""
+"""The model, from a checkpoint or from scratch, with embeddings for all tokens of the tokenizer."""
 
 import inspect
 import logging
@@ -6,14 +6,13 @@ import pickle
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.activations import NewGELUActivation
 
 from utils.config.model_arguments import ModelArguments
 from utils.errors import UsageError
 from utils.hub.errors import explain_hub_error
-from utils.models.config import hub_options, max_positions
+from utils.models.config import fit_config_to_tokenizer, hub_options
+from utils.models.fast_gelu import use_fast_gelu
 
 
 logger = logging.getLogger(__name__)
@@ -22,71 +21,34 @@ logger = logging.getLogger(__name__)
 def load_model(
     auto_class: type, config: PretrainedConfig, model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[PreTrainedModel, list[str]]:
-    """Load `--model_name_or_path`, or build the model from `config` with new weights, to fit the tokenizer.
+    """Load `--model_name_or_path`, or build the model from `config` with random weights, to match the tokenizer.
 
-    From scratch, the vocabulary's size and the special tokens' ids follow the tokenizer unless `--config_overrides`
-    names them, and a tokenizer that was trained for the model gives only what its `forward` takes. A checkpoint's
-    embeddings grow when the tokenizer has more tokens; they never shrink.
+    From scratch, vocabulary size and special token ids follow the tokenizer unless `--config_overrides` sets them. A
+    tokenizer trained for the model returns only the inputs that the model's `forward` accepts. A checkpoint's
+    embeddings grow if the tokenizer has more tokens; they never shrink.
 
     Args:
         auto_class: for instance AutoModelForCausalLM.
         config: from `load_config`, which checked it.
 
     Returns:
-        The model, and the names of the parameters that the checkpoint does not have, or not in this size; none for a
-        model from scratch.
+        The model, and the names of the parameters that the checkpoint does not have or has in another size. A model
+        from scratch has none.
 
     Raises:
-        UsageError: no weights, weights that do not fit or are not plain tensors, or a vocabulary that is too small.
+        UsageError: missing weights, weights that do not fit or are not plain tensors, or a vocabulary that is too
+            small.
     """
-    dtype = model_args.dtype if model_args.dtype == "auto" else getattr(torch, model_args.dtype)
-    options, attention = {}, ""
-    if model_args.attn_implementation is not None:
-        options["attn_implementation"] = model_args.attn_implementation
-        attention = f" --attn_implementation {model_args.attn_implementation}"
     num_tokens = max(tokenizer.get_vocab().values()) + 1
     if model_args.model_name_or_path:
-        try:
-            model, loading_info = auto_class.from_pretrained(
-                model_args.model_name_or_path,
-                config=config,
-                dtype=dtype,
-                output_loading_info=True,
-                **options,
-                **hub_options(model_args),
-            )
-        except (OSError, ValueError, ImportError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-            name = model_args.model_name_or_path
-            raise UsageError(f"--model_name_or_path {name}{attention}: {explain_hub_error(error, name)}") from error
-        new_weights = sorted(loading_info["missing_keys"])
-        if new_weights:
-            untrained = sorted({name.split(".")[0] for name in new_weights})
-            logger.info(
-                "model: %s has no weights for %s of %s, which start untrained",
-                model_args.model_name_or_path, ", ".join(untrained), type(model).__name__,
-            )  # fmt: skip
-        if num_tokens > model.get_input_embeddings().num_embeddings:
-            logger.info(
-                "model: embeddings grow from %s to %s", model.get_input_embeddings().num_embeddings, num_tokens
-            )
-            model.resize_token_embeddings(num_tokens)
-            ends = filter(None, (model.get_input_embeddings(), model.get_output_embeddings()))
-            grown = {id(weight) for module in ends for weight in module.parameters()}
-            new_weights += [name for name, weight in model.named_parameters() if id(weight) in grown]
+        model, new_weights = _load_checkpoint(auto_class, config, model_args)
+        new_weights += _grow_embeddings(model, num_tokens)
     else:
-        new_weights = []
         fit_config_to_tokenizer(config, tokenizer, num_tokens, model_args.config_overrides)
-        if dtype != "auto":
-            options["dtype"] = dtype
-        try:
-            model = auto_class.from_config(config, trust_remote_code=model_args.trust_remote_code, **options)
-        except (ValueError, ImportError) as error:
-            raise UsageError(f"--model_type {config.model_type}{attention}: {error}") from error
-    if model_args.train_tokenizer:  # DistilBERT, for one, takes no token_type_ids
-        accepted = inspect.signature(type(model).forward).parameters
-        names = [name for name in tokenizer.model_input_names if name in accepted]
-        tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
-    _use_fast_gelu(model)
+        model, new_weights = _build_model(auto_class, config, model_args), []
+    if model_args.train_tokenizer:
+        _drop_unused_inputs(tokenizer, model)
+    use_fast_gelu(model)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     logger.info(
         "model: %s, %s parameters, %s, attention %s",
@@ -95,37 +57,70 @@ def load_model(
     return model, new_weights
 
 
-def fit_config_to_tokenizer(
-    config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, num_tokens: int, overrides: str | None
-) -> None:
-    """Give the configuration the tokenizer's vocabulary size and special ids, but for those that the user set."""
-    overridden = {item.split("=")[0].strip() for item in (overrides or "").split(",")}
-    if "vocab_size" not in overridden:
-        config.vocab_size = num_tokens
-    elif config.vocab_size < num_tokens:
-        raise UsageError(
-            f"--config_overrides vocab_size={config.vocab_size}: the tokenizer has {num_tokens} tokens; leave it out"
+def _load_checkpoint(
+    auto_class: type, config: PretrainedConfig, model_args: ModelArguments
+) -> tuple[PreTrainedModel, list[str]]:
+    name = model_args.model_name_or_path
+    try:
+        model, loading_info = auto_class.from_pretrained(
+            name,
+            config=config,
+            dtype=_dtype(model_args),
+            output_loading_info=True,
+            **_attention_options(model_args),
+            **hub_options(model_args),
         )
-    usable_positions = max_positions(config)
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        if name not in overridden:
-            setattr(config, name, getattr(tokenizer, name))
-    for name in ("cls_token_id", "sep_token_id", "mask_token_id"):
-        if name not in overridden and getattr(config, name, None) is not None:
-            setattr(config, name, getattr(tokenizer, name))
-    num_lost = usable_positions - max_positions(config) if usable_positions else 0  # below the padding token's id
-    if num_lost > 0 and "max_position_embeddings" in overridden:
-        raise UsageError(
-            f"--config_overrides max_position_embeddings={config.max_position_embeddings}: the positions start after "
-            f"the tokenizer's padding token, {config.pad_token_id}: give {config.max_position_embeddings + num_lost}"
-        )
-    if num_lost:
-        config.max_position_embeddings += num_lost
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        flags = f"--model_name_or_path {name}{_attention_flag(model_args)}"
+        raise UsageError(f"{flags}: {explain_hub_error(error, name)}") from error
+    new_weights = sorted(loading_info["missing_keys"])
+    if new_weights:
+        modules = sorted({weight.split(".")[0] for weight in new_weights})
+        logger.info(
+            "model: %s has no weights for %s of %s, which start untrained",
+            name, ", ".join(modules), type(model).__name__,
+        )  # fmt: skip
+    return model, new_weights
 
 
-def _use_fast_gelu(model: nn.Module) -> None:
-    """GPT-2's GELU as one kernel: the same formula (differences of 2e-7), 1.07x on a whole training step of GPT-2."""
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, NewGELUActivation):
-                setattr(module, name, nn.GELU(approximate="tanh"))
+def _grow_embeddings(model: PreTrainedModel, num_tokens: int) -> list[str]:
+    """Resize the embeddings if they have fewer rows than there are tokens; returns the names of resized parameters."""
+    num_embeddings = model.get_input_embeddings().num_embeddings
+    if num_tokens <= num_embeddings:
+        return []
+    logger.info("model: resizing embeddings from %s to %s tokens", num_embeddings, num_tokens)
+    model.resize_token_embeddings(num_tokens)
+    modules = filter(None, (model.get_input_embeddings(), model.get_output_embeddings()))
+    resized = {id(parameter) for module in modules for parameter in module.parameters()}
+    return [name for name, parameter in model.named_parameters() if id(parameter) in resized]
+
+
+def _build_model(auto_class: type, config: PretrainedConfig, model_args: ModelArguments) -> PreTrainedModel:
+    options = _attention_options(model_args)
+    if model_args.dtype != "auto":
+        options["dtype"] = _dtype(model_args)
+    try:
+        return auto_class.from_config(config, trust_remote_code=model_args.trust_remote_code, **options)
+    except (ValueError, ImportError) as error:
+        raise UsageError(f"--model_type {config.model_type}{_attention_flag(model_args)}: {error}") from error
+
+
+def _drop_unused_inputs(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Make the tokenizer return only what the model accepts: DistilBERT, for example, takes no token_type_ids."""
+    accepted = inspect.signature(type(model).forward).parameters
+    names = [name for name in tokenizer.model_input_names if name in accepted]
+    tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
+
+
+def _dtype(model_args: ModelArguments) -> torch.dtype | str:
+    return model_args.dtype if model_args.dtype == "auto" else getattr(torch, model_args.dtype)
+
+
+def _attention_options(model_args: ModelArguments) -> dict[str, str]:
+    name = model_args.attn_implementation
+    return {} if name is None else {"attn_implementation": name}
+
+
+def _attention_flag(model_args: ModelArguments) -> str:
+    name = model_args.attn_implementation
+    return "" if name is None else f" --attn_implementation {name}"

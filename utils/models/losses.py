@@ -1,4 +1,4 @@
-"""Losses that are summed over their targets, with the vocabulary head at the targets only."""
+"""Losses summed over the targets, with the vocabulary head run at the targets only."""
 
 import contextlib
 import functools
@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput
 logger = logging.getLogger(__name__)
 
 
-# The first module of the head that predicts tokens, of models whose heads take rows as well as a batch: each tested.
+# The first module of the vocabulary head, by model type, for heads that also run on selected rows. Each is tested.
 PREDICTION_HEADS = {
     "albert": "predictions", "bert": "cls", "camembert": "lm_head", "convbert": "generator_predictions",
     "data2vec-text": "lm_head", "deberta": "cls", "deberta-v2": "cls", "distilbert": "vocab_transform",
@@ -27,39 +27,41 @@ PREDICTION_HEADS = {
     "xlnet": "lm_loss",
 }  # fmt: skip
 
-
-ROWS_SCORED_AT_ONCE = 64  # x 50,000 pieces x 4 bytes = 13 MB: stays in a CPU's cache between the passes over it
+ROWS_PER_CHUNK = 64  # x 50,000 logits x 4 bytes = 13 MB, which stays in a CPU's cache between passes
 
 
 def use_summed_loss(model: PreTrainedModel, shift: bool, label_smoothing: float = 0.0) -> None:
-    """Give the model a `forward` that, with labels, returns the sum of the negative log-likelihoods of its targets.
+    """Replace the model's `forward` by one that, with labels, returns the negative log-likelihood summed over targets.
 
-    The plain forward divides by a count of its own, so that a mean over several batches, accumulation steps or
-    processes is a mean of means; of sums, LMTrainer makes the exact one. It also returns all logits, which mixed
-    precision then copies to float32. This one returns no logits, builds no KV cache (in XLNet: mems), and all of it
-    happens inside `forward`, where DDP and FSDP expect it. Without labels, as in generation, nothing is changed.
+    The model's own forward returns the mean over the targets of its batch, so averaging it over batches, accumulation
+    steps or processes gives a mean of means. LMTrainer computes the exact mean from sums. The model's own forward also
+    returns all logits, which mixed precision then copies to float32. The new forward returns no logits and builds no
+    KV cache (XLNet: mems). The loss is computed inside `forward`, where DDP and FSDP require it. Without labels, as in
+    generation, the model behaves as before.
 
-    Where each position predicts its own label (in XLNet: each row of `target_mapping`), the vocabulary head runs at
-    the targets only, which are few: a pre-hook on its first module, there for the time of one forward, selects their
-    rows. The logits then have the shape (targets, vocabulary). The loss is the same, since a head looks at each
-    position alone.
+    If each position predicts its own label (XLNet: each row of `target_mapping`), the vocabulary head runs at the
+    targets only, which are a small share: during one forward, a pre-hook on the head's first module selects their
+    rows. The logits then have shape (targets, vocabulary). The loss is the same, since a head treats each position
+    separately.
 
-    With `labels` (batch, length) int64, -100 where there is no target, the output is a dict of:
-        loss: the summed loss in nats; in training a float32 scalar, with `label_smoothing` as torch's cross_entropy
-            defines it; in evaluation a float64 scalar.
-    And in evaluation, which runs without mixed precision unless called with `autocast_dtype`, what `score` returns.
+    With `labels`, int64 (batch, length), -100 where there is no target, the output is a plain dict:
+        loss: the summed loss in nats. In training a float32 scalar, with `label_smoothing` as in torch's
+            cross_entropy. In evaluation a float64 scalar.
+        num_correct, num_targets: in evaluation; see `score`.
+        predictions, references: in evaluation with `return_predictions=True`; see `score`.
+    Evaluation runs without mixed precision unless called with `autocast_dtype`.
 
-    A model of two heads (BertForPreTraining and its like) is given `next_sentence_label` (batch,) int64 too, 0 or 1.
-    Then the loss, and the counts in evaluation, have the shape (2,), of the tokens and of the sentences, each to be
-    divided by its own number of targets. Predictions and references are those of the tokens.
+    A model with a head for sentence pairs (BertForPreTraining and similar) also takes `next_sentence_label`, int64
+    (batch,), 0 or 1. Then the loss, and in evaluation the counts, have shape (2,): first for tokens, then for
+    sentences. Each loss must be divided by its own number of targets. Predictions and references are for tokens.
 
     Args:
-        shift: position t predicts `labels[:, t + 1]` (causal models) and not `labels[:, t]`.
+        shift: whether position t predicts `labels[:, t + 1]` (causal models) and not `labels[:, t]`.
         label_smoothing: share of a target token's probability that is spread over the vocabulary, in training.
     """
     head = None if shift else _prediction_head(model)
     forward_signature = inspect.signature(type(model).forward)
-    loss_options = {name: False for name in ("use_cache", "use_mems") if name in forward_signature.parameters}
+    no_cache = {name: False for name in ("use_cache", "use_mems") if name in forward_signature.parameters}
 
     def forward(
         self,
@@ -81,41 +83,62 @@ def use_summed_loss(model: PreTrainedModel, shift: bool, label_smoothing: float 
                 labels = labels[is_target]
                 stack.enter_context(_rows_selected(self.get_submodule(head), is_target))
             if self.training:
-                logits, sentence_logits = _logits_of(plain_forward(**loss_options))
-                logits = logits.flatten(0, -2).float()
-                loss = cross_entropy(logits, labels.flatten(), reduction="sum", label_smoothing=label_smoothing)
-                if next_sentence_label is not None:
-                    sentence_loss = cross_entropy(sentence_logits.float(), next_sentence_label, reduction="sum")
-                    loss = torch.stack([loss, sentence_loss])
-                return {"loss": loss}
+                token_logits, sentence_logits = _logits_of(plain_forward(**no_cache))
+                return _sum_losses(token_logits, labels, sentence_logits, next_sentence_label, label_smoothing)
             with torch.autocast(labels.device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
-                logits, sentence_logits = _logits_of(plain_forward(**loss_options))
-            scores = score(logits, labels, return_predictions)
-            if next_sentence_label is not None:
-                for name, value in score(sentence_logits, next_sentence_label).items():
-                    scores[name] = torch.stack([scores[name], value])
-            return scores
+                token_logits, sentence_logits = _logits_of(plain_forward(**no_cache))
+            return _score_both(token_logits, labels, sentence_logits, next_sentence_label, return_predictions)
 
-    forward.__signature__ = forward_signature  # what Trainer and generate() look at
-    forward.sums_loss = True
+    forward.__signature__ = forward_signature  # Trainer and generate() inspect it
     model.forward = types.MethodType(forward, model)
 
 
 def _logits_of(outputs: ModelOutput) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The logits over the vocabulary, and those about the pair of sentences where the model has a head for it."""
+    """The logits over the vocabulary, and those for sentence pairs if the model has a head for them."""
     if "prediction_logits" not in outputs:
         return outputs.logits, None
     sentence_logits = "sop_logits" if "sop_logits" in outputs else "seq_relationship_logits"
     return outputs.prediction_logits, outputs[sentence_logits]
 
 
+def _sum_losses(
+    token_logits: torch.Tensor,
+    labels: torch.Tensor,
+    sentence_logits: torch.Tensor | None,
+    next_sentence_label: torch.Tensor | None,
+    label_smoothing: float,
+) -> dict[str, torch.Tensor]:
+    """The output of `forward` in training."""
+    token_logits = token_logits.flatten(0, -2).float()
+    loss = cross_entropy(token_logits, labels.flatten(), reduction="sum", label_smoothing=label_smoothing)
+    if next_sentence_label is not None:
+        sentence_loss = cross_entropy(sentence_logits.float(), next_sentence_label, reduction="sum")
+        loss = torch.stack([loss, sentence_loss])
+    return {"loss": loss}
+
+
+def _score_both(
+    token_logits: torch.Tensor,
+    labels: torch.Tensor,
+    sentence_logits: torch.Tensor | None,
+    next_sentence_label: torch.Tensor | None,
+    return_predictions: bool,
+) -> dict[str, torch.Tensor]:
+    """The output of `forward` in evaluation."""
+    scores = score(token_logits, labels, return_predictions)
+    if next_sentence_label is not None:
+        for name, value in score(sentence_logits, next_sentence_label).items():
+            scores[name] = torch.stack([scores[name], value])
+    return scores
+
+
 def _prediction_head(model: PreTrainedModel) -> str | None:
-    """The name of the first module of the model's vocabulary head; None if the head must run at all positions."""
+    """The name of the vocabulary head's first module; None if the head must run at all positions."""
     config = model.config
     head = PREDICTION_HEADS.get(config.model_type)
     if config.model_type == "modernbert":
-        config.reference_compile = False  # its own torch.compile would meet the selection; --torch_compile does not
-        if config._attn_implementation == "flash_attention_2":  # the rows in its head are those of no batch
+        config.reference_compile = False  # it would compile its head with the pre-hook; --torch_compile does not
+        if config._attn_implementation == "flash_attention_2":  # the head gets unpadded rows, without a batch
             config.repad_logits_with_grad = True
             head = None
     if head is None or not hasattr(model, head):
@@ -128,9 +151,9 @@ def _prediction_head(model: PreTrainedModel) -> str | None:
 
 @contextlib.contextmanager
 def _rows_selected(module: nn.Module, is_selected: torch.Tensor) -> Iterator[None]:
-    """Within the block, `module` sees of its first argument (batch, length, ...) the selected rows (selected, ...).
+    """Within the block, `module` gets the selected rows (selected, ...) of its first argument (batch, length, ...).
 
-    What prompt tuning put before the first of them is left out.
+    If that argument is longer, because prompt tuning added positions at the start, the last `length` are used.
     """
     length = is_selected.size(1)
     hook = module.register_forward_pre_hook(lambda module, inputs: (inputs[0][:, -length:][is_selected], *inputs[1:]))
@@ -140,44 +163,39 @@ def _rows_selected(module: nn.Module, is_selected: torch.Tensor) -> Iterator[Non
         hook.remove()
 
 
-def sums_loss(model: nn.Module) -> bool:
-    """Whether `use_summed_loss` was applied."""
-    return getattr(model.forward, "sums_loss", False)
-
-
 def score(logits: torch.Tensor, labels: torch.Tensor, return_predictions: bool = False) -> dict[str, torch.Tensor]:
-    """Sum the negative log-likelihood and count the correct predictions, without a second tensor as large as `logits`.
+    """Sum the negative log-likelihood and count correct predictions, without another tensor of the size of `logits`.
 
     Args:
         logits: (..., vocabulary), any float type; each row's loss is computed in float32.
         labels: (...) int64, -100 where there is no target.
 
     Returns:
-        loss: float64 scalar in nats (float32 where the device has no float64).
-        num_correct: int64 scalar, the targets that have the highest logit (the first of equal ones).
+        loss: float64 scalar in nats (float32 on MPS, which has no float64).
+        num_correct: int64 scalar, targets with the highest logit (the first one if several logits are equal).
         num_targets: int64 scalar.
-        predictions, references: only if asked for; int64 (targets,), what is predicted and what is there.
+        predictions, references: int64 (targets,), the predicted and the true tokens; with `return_predictions` only.
     """
     rows, targets = logits.reshape(-1, logits.size(-1)), labels.reshape(-1)
     float64 = torch.float32 if logits.device.type == "mps" else torch.float64
     loss = torch.zeros((), dtype=float64, device=logits.device)
     num_correct = torch.zeros((), dtype=torch.int64, device=logits.device)
-    # A GPU's cache holds no chunk of use, and small ones leave it idle: there the chunks only bound the memory.
-    size = ROWS_SCORED_AT_ONCE if logits.device.type == "cpu" else 16 * ROWS_SCORED_AT_ONCE
+    # Chunks too small for a GPU leave it idle, and its cache is small: there, chunks only limit the memory.
+    chunk_size = ROWS_PER_CHUNK if logits.device.type == "cpu" else 16 * ROWS_PER_CHUNK
     predictions = []
-    for some_rows, some_targets in zip(rows.split(size), targets.split(size), strict=True):
-        some_rows = some_rows.float()
-        is_target = some_targets != -100
-        loss += cross_entropy(some_rows, some_targets, reduction="none").sum(dtype=float64)
+    for chunk, chunk_targets in zip(rows.split(chunk_size), targets.split(chunk_size), strict=True):
+        chunk = chunk.float()
+        is_target = chunk_targets != -100
+        loss += cross_entropy(chunk, chunk_targets, reduction="none").sum(dtype=float64)
         if return_predictions or logits.device.type != "cpu":
-            best = some_rows.argmax(dim=1)
-            is_best = is_target & (best == some_targets)
+            best = chunk.argmax(dim=1)
+            is_best = is_target & (best == chunk_targets)
             predictions.append(best)
-        else:  # argmax is slow on a CPU: it only decides, where the target's logit is the highest, whether it is first
-            at_target = some_rows.gather(1, some_targets.clamp(min=0).unsqueeze(1)).squeeze(1)
-            is_best = is_target & (at_target == some_rows.amax(dim=1))
-            first_best = torch.from_numpy(some_rows[is_best].detach().numpy().argmax(axis=1))  # NumPy's is 4x as fast
-            is_best[is_best.clone()] = first_best == some_targets[is_best]
+        else:  # argmax is slow on a CPU: it runs only where the target's logit is the highest, in case others equal it
+            at_target = chunk.gather(1, chunk_targets.clamp(min=0).unsqueeze(1)).squeeze(1)
+            is_best = is_target & (at_target == chunk.amax(dim=1))
+            first_best = torch.from_numpy(chunk[is_best].detach().numpy().argmax(axis=1))  # 4 times as fast as torch's
+            is_best[is_best.clone()] = first_best == chunk_targets[is_best]
         num_correct += is_best.sum()
     is_target = targets != -100
     scores = {"loss": loss, "num_correct": num_correct, "num_targets": is_target.sum()}

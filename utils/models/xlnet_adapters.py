@@ -1,4 +1,4 @@
-"""Where adapters go in an XLNet, which the `adapters` library does not know."""
+"""Adapters in XLNet, a model that the `adapters` library does not support."""
 
 import types
 
@@ -8,17 +8,18 @@ from transformers import PreTrainedModel
 
 
 def init_xlnet(model: PreTrainedModel) -> None:
-    """Prepare an XLNet for adapters, which the library does not know: `adapters.init` with an interface for it."""
+    """Prepare an XLNet for adapters: `adapters.init` with an interface that describes XLNet to the library."""
     import adapters
 
     adapters.init(model, interface=_xlnet_interface(model))
 
 
 def _xlnet_interface(model: PreTrainedModel):
-    """Where bottleneck adapters go in an XLNet.
+    """Describe where bottleneck adapters are inserted in an XLNet.
 
-    Its projections are bare parameters that nothing can be hooked to; an identity module at the attention's output,
-    which changes nothing in the model or its weights, is the place for those of double_seq_bn.
+    XLNet's projections are bare parameters, to which the library cannot attach an adapter. So each attention layer
+    gets an identity module at its output for the first adapter of double_seq_bn. It changes neither the model's
+    results nor its weights.
     """
     import adapters
 
@@ -44,7 +45,7 @@ def _xlnet_interface(model: PreTrainedModel):
 
 
 def _post_attention(self, h: torch.Tensor, attn_vec: torch.Tensor, residual: bool = True) -> torch.Tensor:
-    """XLNetRelativeAttention.post_attention, its output going through `attention_output`."""
+    """XLNetRelativeAttention.post_attention, with its output passed through `attention_output`."""
     attn_out = self.attention_output(torch.einsum("ibnd,hnd->ibh", attn_vec, self.o))
     attn_out = self.dropout(attn_out)
     return self.layer_norm(attn_out + h if residual else attn_out)

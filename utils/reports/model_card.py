@@ -1,7 +1,8 @@
-"""The model card."""
+"""The model card of a training run."""
 
 import math
 import platform
+from dataclasses import dataclass
 from pathlib import Path
 
 import accelerate
@@ -14,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_downloa
 
 from utils.config.data_arguments import DataArguments
 from utils.config.model_arguments import ModelArguments
-from utils.reports.loss_plot import plot_losses
+from utils.models.adapter_usage import usage_snippet
 from utils.training.trainer import LMTrainer
 
 
@@ -25,28 +26,40 @@ SHOWN_ARGUMENTS = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class ModelCardText:
+    """What the model card says about an objective.
+
+    Attributes:
+        auto_class: loads the model, e.g. AutoModelForCausalLM.
+        task: the Hub's task tag, e.g. text-generation.
+        objective: a sentence that says what the loss is, and so what the perplexity means.
+        snippet: Python code that uses the model, with `{model}` for its name and `{mask}` for the mask token. An
+            adapter has a snippet of its own.
+    """
+
+    auto_class: type
+    task: str
+    objective: str
+    snippet: str
+
+
 def write_model_card(
     trainer: LMTrainer,
+    card_text: ModelCardText,
     model_args: ModelArguments,
     data_args: DataArguments,
     results: dict[str, float],
-    task: str,
-    objective: str,
-    snippet: str,
-    objective_settings: dict | None = None,
+    settings: dict,
 ) -> None:
-    """Write README.md, the model card, and loss.png beside the saved model.
+    """Write README.md, the model card, next to the saved model.
 
     Args:
-        results: what all_results.json holds.
-        task: the hub's task tag, for instance text-generation.
-        objective: a sentence that says what the loss is, and so the perplexity.
-        snippet: Python code that uses the model, with `{model}` for its name.
-        objective_settings: what the objective adds to the table of hyper-parameters.
+        results: the contents of all_results.json.
+        settings: hyperparameters of the objective.
     """
     args = trainer.args
     output_dir = Path(args.output_dir)
-    plot_losses(trainer.state.log_history, output_dir / "loss.png")
     name = args.hub_model_id or str(output_dir)
     corpus = corpus_name(data_args)
     hub_dataset = hub_name(data_args.dataset_name)
@@ -60,7 +73,7 @@ def write_model_card(
         metrics |= {f"{loss}_loss": f"{loss.upper()} loss", f"{loss}_accuracy": f"{loss.upper()} accuracy"}
     eval_results = [
         EvalResult(
-            task_type=task,
+            task_type=card_text.task,
             dataset_type=hub_dataset or "text",
             dataset_name=corpus,
             dataset_config=data_args.dataset_config_name,
@@ -77,11 +90,11 @@ def write_model_card(
     metadata = ModelCardData(
         model_name=Path(name).name,
         library_name="transformers" if trainer.adapter is None else "adapters",
-        pipeline_tag=task,
+        pipeline_tag=card_text.task,
         tags=["generated-from-trainer", trainer.model.config.model_type],
         datasets=[hub_dataset] if hub_dataset else None,
         base_model=hub_name(model_args.model_name_or_path),
-        # The base's licence holds for what is made of it. Its other terms are in fields of their own.
+        # A derived model inherits the license of its base; a license with a name of its own has further fields.
         **{key: base_card[key] for key in ("license", "license_name", "license_link") if base_card.get(key)},
         eval_results=eval_results or None,
     )
@@ -91,19 +104,22 @@ def write_model_card(
     if trainer.adapter is not None:
         origin = "random weights, which are saved with it" if trainer.adapter.base is None else origin
         what, preposition = f"The adapter `{trainer.adapter.name}` of {what}", "for"
-    settings = {"block_size": trainer.train_dataset.block_size, "steps": trainer.state.max_steps}
-    settings |= (objective_settings or {}) | {key: getattr(args, key) for key in SHOWN_ARGUMENTS}
+    hyperparameters = {"block_size": trainer.train_dataset.block_size, "steps": trainer.state.max_steps}
+    hyperparameters |= settings | {key: getattr(args, key) for key in SHOWN_ARGUMENTS}
     versions = {
         "Python": platform.python_version(),
         **{module.__name__: module.__version__ for module in (torch, transformers, datasets, tokenizers, accelerate)},
     }
+    snippet = card_text.snippet.replace("{mask}", trainer.processing_class.mask_token or "")
+    if trainer.adapter is not None:
+        snippet = usage_snippet(trainer.adapter, trainer.model, card_text.auto_class, bool(args.push_to_hub))
     text = f"""---
 {metadata.to_yaml()}
 ---
 
 # {Path(name).name}
 
-{what}, {num_parameters:,} parameters, trained {preposition} {origin} on {corpus}. {objective}
+{what}, {num_parameters:,} parameters, trained {preposition} {origin} on {corpus}. {card_text.objective}
 
 ## Use
 
@@ -121,7 +137,7 @@ def write_model_card(
 
 Text: {corpus}. The flags are in [run_args.yaml](run_args.yaml), which repeats the run.
 
-{_table(("hyper-parameter", "value"), settings)}
+{_table(("hyperparameter", "value"), hyperparameters)}
 
 ## Versions
 
@@ -131,12 +147,12 @@ Text: {corpus}. The flags are in [run_args.yaml](run_args.yaml), which repeats t
 
 
 def hub_name(name: str | None) -> str | None:
-    """The name, if it is one on the hub, which refuses a card that names a folder as a data set or base model."""
+    """The name if it is on the Hub, else None: the Hub refuses cards that name a folder as dataset or base model."""
     return None if not name or Path(name).exists() or name.startswith("builtin/") else name
 
 
 def card_of_base(model_args: ModelArguments) -> dict:
-    """The metadata of the base model's card; nothing if there is no base, no card, or no way to it."""
+    """The metadata of the base model's card; empty if there is no base, no card, or no access to it."""
     name = model_args.model_name_or_path
     if not name:
         return {}
@@ -151,7 +167,7 @@ def card_of_base(model_args: ModelArguments) -> dict:
 
 
 def corpus_name(data_args: DataArguments) -> str:
-    """The source of the text, as the flags name it."""
+    """The source of the text, as named by the flags."""
     if data_args.dataset_name:
         return " ".join(filter(None, (data_args.dataset_name, data_args.dataset_config_name)))
     if data_args.dataset_path:
@@ -160,8 +176,8 @@ def corpus_name(data_args: DataArguments) -> str:
 
 
 def _table(header: tuple[str, str], rows: dict) -> str:
-    def shown(value) -> str:
+    def formatted(value) -> str:
         return f"{value:.6g}" if isinstance(value, float) else str(getattr(value, "value", value))
 
     lines = [f"| {header[0]} | {header[1]} |", "|---|---|"]
-    return "\n".join([*lines, *(f"| {key} | {shown(value)} |" for key, value in rows.items())])
+    return "\n".join([*lines, *(f"| {key} | {formatted(value)} |" for key, value in rows.items())])

@@ -1,13 +1,13 @@
-"""What a run prints at its end."""
+"""What a script prints at its end."""
 
 import math
 
 from utils.config.training_arguments import LMTrainingArguments
-from utils.examples.packed import PackedBlocks
+from utils.examples.base import Examples
 
 
 def print_summary(results: dict[str, float], output_dir: str) -> None:
-    """The figures that one looks for first, and where the rest is."""
+    """Print the most important figures, and where the others are."""
     formats = {
         "perplexity": ".3f",
         "bits_per_byte": ".4f",
@@ -22,16 +22,17 @@ def print_summary(results: dict[str, float], output_dir: str) -> None:
     print(f"{'results':>23}  {output_dir}", flush=True)
 
 
-def print_counts(datasets_by_split: dict[str, PackedBlocks], training_args: LMTrainingArguments) -> None:
-    """What `--preprocess_only` has to say: the size of each split, and the steps of an epoch with these flags."""
-    for split, blocks in datasets_by_split.items():
-        stores = getattr(blocks, "stores", None) or [blocks.store]
-        num_tokens, num_bytes = sum(len(store.tokens) for store in stores), sum(store.num_bytes for store in stores)
+def print_counts(datasets: dict[str, Examples], training_args: LMTrainingArguments) -> None:
+    """For `--preprocess_only`: print the size of each split, and the steps of an epoch with these flags."""
+    for split, examples in datasets.items():
+        num_documents = sum(store.num_documents for store in examples.stores)
+        num_tokens = sum(len(store.tokens) for store in examples.stores)
+        num_bytes = sum(store.num_bytes for store in examples.stores)
         print(
-            f"{split}: {sum(store.num_documents for store in stores):,} documents, "
-            f"{num_tokens:,} tokens, {num_bytes:,} bytes, {len(blocks):,} blocks of {blocks.block_size:,}"
+            f"{split}: {num_documents:,} documents, {num_tokens:,} tokens, {num_bytes:,} bytes, "
+            f"{len(examples):,} blocks of {examples.block_size:,}"
         )
-    if "train" in datasets_by_split:
+    if "train" in datasets:
         batch_size = training_args.train_batch_size * training_args.world_size
-        batches = math.ceil(len(datasets_by_split["train"]) / batch_size)
-        print(f"steps per epoch: {math.ceil(batches / training_args.gradient_accumulation_steps):,}")
+        num_batches = math.ceil(len(datasets["train"]) / batch_size)
+        print(f"steps per epoch: {math.ceil(num_batches / training_args.gradient_accumulation_steps):,}")

@@ -1,4 +1,4 @@
-"""Documents that are read when they are needed, from shards; from any place on, and each process its own part."""
+"""Documents read on demand from shards. Reading can start anywhere, and each process can read a part of its own."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -19,19 +19,24 @@ ROWS_PER_READ = 200
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Which rows of a stream are held out for evaluation: a share of them, by a hash of where they stand."""
+    """Selects the rows of a stream that are held out for evaluation: a share of them, by a hash of their position.
+
+    Args:
+        percentage: share of the rows, 1 to 99.
+        seed: any integer from 0; another seed selects other rows.
+    """
 
     percentage: int
     seed: int
 
     def __call__(self, shard: int, rows: np.ndarray) -> np.ndarray:
-        """bool for each of the row numbers, int64 of shape (rows,)."""
+        """Whether each row of a shard is held out, bool of shape (rows,), for row numbers of the same shape."""
         hashes = _hash(_hash(_hash(np.array([self.seed])) ^ np.uint64(shard)) ^ rows.astype(np.uint64))
         return hashes % np.uint64(100) < self.percentage
 
 
 def _hash(numbers: np.ndarray) -> np.ndarray:
-    """Neighbours in, unrelated numbers out, uint64: SplitMix64 (Steele et al. 2014)."""
+    """Pseudorandom uint64 for each integer, unrelated even for consecutive ones: SplitMix64 (Steele et al. 2014)."""
     mixed = numbers.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -40,20 +45,20 @@ def _hash(numbers: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class DocumentStream:
-    """Documents in shards, the files of a corpus, that any number of processes read each for itself.
+    """Documents in shards, such as the files of a corpus. Any number of processes can read them independently.
 
     Args:
-        rows: what reads the shards.
-        source: says in errors where the text comes from.
-        source_fingerprint: what decides the rows, as far as it can be known without reading them.
+        rows: reads the shards.
+        source: the flag that names the text, for error messages.
+        source_fingerprint: digest of what determines the rows, as far as that is known without reading them.
         text_column: the column that becomes "text".
-        files: those that are read, if they are local.
-        held_out: the rows that are held out; None for no such rows.
-        is_held_out: whether these documents are those that are held out, or the others.
-        is_endless: to be trained on, epoch after epoch; the arguments after this one are about that.
-        seed: draws the order in which the shards are read, and what follows from the stream.
-        shuffle_buffer_size: documents out of which the next one is drawn in training; 0 keeps the order.
-        process_index, num_processes: which part of the shards is read in training, and of how many.
+        files: the local files that are read, if any.
+        held_out: selects the rows held out for evaluation; None if no rows are held out.
+        is_held_out: True for the held-out documents, False for the remaining ones.
+        is_endless: True for training, epoch after epoch. The arguments below apply to training only.
+        seed: seeds the order of the shards and of the documents in the shuffle buffer.
+        shuffle_buffer_size: number of documents that the next one is drawn from; 0 keeps the order.
+        process_index, num_processes: this process and the number of processes that share the documents.
     """
 
     rows: datasets.IterableDataset
@@ -75,11 +80,11 @@ class DocumentStream:
 
     @property
     def schema(self) -> pa.Schema:
-        """The columns of the first row. Raises UsageError where there is no row."""
+        """The columns of the first row. Raises UsageError if there is no row."""
         for shard in range(self.num_shards):
             for table in self._tables(shard, 0):
                 return table.schema
-        raise UsageError(f"the corpus is empty: {self.source} has no document")
+        raise UsageError(f"the corpus is empty: {self.source} has no documents")
 
     @property
     def column_names(self) -> list[str]:
@@ -87,16 +92,16 @@ class DocumentStream:
 
     @property
     def _fingerprint(self) -> str:
-        """What decides the documents, as a Dataset has it."""
+        """Digest of what determines the documents. Private only in name: datasets.Dataset has the same attribute."""
         held_out = None if self.held_out is None else [*dataclasses.astuple(self.held_out), self.is_held_out]
         return fingerprint(source=self.source_fingerprint, text_column=self.text_column, held_out=held_out)
 
     def split(self, percentage: int, seed: int) -> tuple["DocumentStream", "DocumentStream"]:
-        """Documents to train on and documents that are held out: disjoint and complete.
+        """Split into training documents and held-out documents; each document is in exactly one of the two.
 
         Args:
-            percentage: share of the held-out ones, 1 to 99.
-            seed: any integer from 0 on; draws which ones.
+            percentage: share of held-out documents, 1 to 99.
+            seed: any integer from 0; another seed selects other documents.
         """
         held_out = HeldOut(percentage, seed)
         return (
@@ -104,30 +109,36 @@ class DocumentStream:
             dataclasses.replace(self, held_out=held_out, is_held_out=True),
         )
 
-    def read(self, shard: int, first_row: int = 0, step: int = 1, rest: int = 0) -> Iterator[tuple[int, list[dict]]]:
-        """The documents of a shard from a row on, up to a few hundred at a time.
+    def read(
+        self, shard: int, first_row: int = 0, step: int = 1, remainder: int = 0
+    ) -> Iterator[tuple[int, list[dict]]]:
+        """Read the documents of a shard from `first_row` on, in batches of at most `ROWS_PER_READ`.
 
-        What lies before `first_row` may have to be read again, but nothing else is done with it.
+        The rows before `first_row` may have to be read too, but are not processed.
 
         Args:
-            step, rest: only the rows whose number, divided by `step`, leaves `rest`.
+            step, remainder: only the rows whose number modulo `step` equals `remainder` are returned.
 
         Yields:
-            the row where reading would go on, and the documents as dicts; maybe none, where all were left out.
+            (next_row, documents): the row after the batch, and its documents as dicts. The list is empty if the batch
+            has no matching row.
+
+        Raises:
+            UsageError: a file is damaged or missing, or the network failed.
         """
         for table in self._tables(shard, first_row):
             numbers = np.arange(first_row, first_row + len(table))
             first_row += len(table)
-            is_used = numbers % step == rest
+            is_selected = numbers % step == remainder
             if self.held_out is not None:
-                is_used &= self.held_out(shard, numbers) == self.is_held_out
-            columns = table.filter(pa.array(is_used)).to_pydict()
+                is_selected &= self.held_out(shard, numbers) == self.is_held_out
+            columns = table.filter(pa.array(is_selected)).to_pydict()
             if self.text_column != "text":
                 columns["text"] = columns.pop(self.text_column)
             yield first_row, [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def iter(self, batch_size: int) -> Iterator[dict[str, list]]:
-        """All documents in order, as Dataset.iter gives them: in columns, of about `batch_size` rows."""
+        """All documents in order, as columns, like Dataset.iter; `batch_size` is ignored in favor of ROWS_PER_READ."""
         for shard in range(self.num_shards):
             for _, rows in self.read(shard):
                 if rows:
@@ -139,7 +150,7 @@ class DocumentStream:
             rows = rows.skip(first_row)
         try:
             yield from rows.with_format("arrow").iter(batch_size=ROWS_PER_READ)
-        except Exception as error:  # of many types: files may be damaged, or have gone, or the network fails
+        except Exception as error:  # of many types: damaged or missing files, or the network
             if self.files:
                 raise explain_read_error(error, self.source, list(self.files)) from error
             raise UsageError(f"{self.source}: {explain_hub_error(error, self.source.split()[-1])}") from error

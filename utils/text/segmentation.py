@@ -1,4 +1,4 @@
-"""A document -> its segments, the lines or sentences that pairs of text are made of."""
+"""Split documents into segments, the lines or sentences that pairs of texts are built from."""
 
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -8,19 +8,19 @@ import sentencex
 from utils.fingerprint import fingerprint
 
 
-SEGMENTATION_VERSION = 1  # part of the cache key: count it up when the same document gives other segments
+SEGMENTATION_VERSION = 1  # part of the cache key: increase it when the segments of the same document change
 
 
 @dataclass(frozen=True)
 class Segmenter:
-    """Cuts a document into segments, without the white space around them; what is empty then is no segment.
+    """Splits a document into segments, strips the white space around them and drops empty ones.
 
-    Sentences are those of `sentencex` (Wikimedia's; rules and abbreviations of some 300 languages, 100 MB/s, no
-    download). Of the languages that it has no rules for it takes those of a related one, or English.
+    Sentences come from Wikimedia's `sentencex` (rules and abbreviations for about 300 languages, 100 MB/s, nothing to
+    download). For a language without rules it falls back to a related language or English.
 
     Args:
         by: "line" or "sentence".
-        language: of the sentences, as an ISO 639 code.
+        language: ISO 639 code of the language, for sentences.
     """
 
     by: str
@@ -32,6 +32,6 @@ class Segmenter:
 
     @property
     def fingerprint(self) -> str:
-        """What decides the segments of a document, the library's version included."""
+        """A digest of everything that determines the segments, including the version of the library."""
         library = [self.language, version("sentencex")] if self.by == "sentence" else []
         return fingerprint(version=SEGMENTATION_VERSION, by=self.by, library=library)

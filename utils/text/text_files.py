@@ -1,4 +1,4 @@
-"""Local files -> documents: .txt by our own reader, the other formats by `datasets`; plain or compressed."""
+"""Read documents from local files, plain or compressed: .txt with our own reader, other formats with `datasets`."""
 
 import glob
 import json
@@ -22,37 +22,39 @@ from utils.fingerprint import fingerprint
 
 FORMATS = {".txt": "text", ".csv": "csv", ".tsv": "tsv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
-# The builder of `datasets` and its options. "utf8" and not "utf-8", for which the JSON builder skips the decoding that
-# finds wrong bytes; without keep_default_na=False a text such as "NA" or "None" would be read as no text.
+# The builder of `datasets` and its options. "utf8" instead of "utf-8", because with the latter the JSON builder skips
+# the decoding that finds invalid bytes. Without keep_default_na=False, texts such as "NA" or "None" would be read as
+# missing.
 READERS = {
     "csv": ("csv", {"encoding": "utf8", "keep_default_na": False}),
     "tsv": ("csv", {"encoding": "utf8", "keep_default_na": False, "sep": "\t"}),
     "json": ("json", {"encoding": "utf8"}),
     "parquet": ("parquet", {}),
 }
-TEXT_READER_VERSION = "1"  # part of the cache key: count it up when TextDocuments reads differently
-READ_SIZE = 1 << 20  # bytes of a .txt file, or of a stream's .json file, in memory at a time
-PIECE_SIZE = (
-    64 << 20
-)  # bytes of a .txt file that are one shard of a stream: what going on within it reads again at most
+TEXT_READER_VERSION = "1"  # part of the cache key: increase it when TextDocuments reads differently
+READ_SIZE = 1 << 20  # bytes in memory at a time, of a .txt file or of a streamed .json file
+# Bytes of a .txt file in one shard of a stream. Resuming within a shard reads at most this much again.
+PIECE_SIZE = 64 << 20
 
 
 def find_files(flag: str, paths: list[str]) -> list[str]:
-    """The files that paths, globs and folders stand for, those of a folder or glob sorted by name.
+    """Expand paths, globs and folders into files. The files of a folder or glob are sorted by name.
 
     Raises:
-        UsageError: a path at which there is nothing, or nothing of a format that is read; or files of several formats.
+        UsageError: a path that does not exist, that matches no file of a supported format, or files of more than one
+            format.
     """
     files = []
     for path in map(str, map(Path.expanduser, map(Path, paths))):
         if Path(path).is_dir():
             found = [str(file) for file in sorted(Path(path).rglob("*")) if file.is_file() and _format_of(str(file))]
             if not found:
-                raise UsageError(f"{flag} {path}: the folder holds no file of {' '.join(FORMATS)}")
+                raise UsageError(f"{flag} {path}: the folder contains no {' '.join(FORMATS)} files")
         elif Path(path).is_file():
             if not _format_of(path):
                 raise UsageError(
-                    f"{flag} {path}: the name must end in one of {' '.join(FORMATS)} (then .gz or the like)"
+                    f"{flag} {path}: the name must end in one of {' '.join(FORMATS)}, with or without "
+                    f"{' '.join(COMPRESSIONS)}"
                 )
             found = [path]
         else:
@@ -63,25 +65,30 @@ def find_files(flag: str, paths: list[str]) -> list[str]:
         files += found
     formats = {_format_of(file): file for file in files}
     if len(formats) > 1:
-        raise UsageError(f"{flag}: files of one format at a time, not {' and '.join(sorted(formats.values()))}")
+        raise UsageError(
+            f"{flag}: all files must have the same format, unlike {' and '.join(sorted(formats.values()))}"
+        )
     return files
 
 
 def load_files(
     flag: str, files: list[str], data_args: DataArguments, cache_dir: str | None
 ) -> Dataset | IterableDataset:
-    """Read files of one format, in their order, into a data set that `datasets` keeps in its cache.
+    """Load files of one format, in order, as a dataset in the cache of `datasets`.
 
-    With `--streaming`, into one that reads them when it is gone through, from shards: the files, or pieces of large
-    .txt files.
+    With `--streaming`, return an IterableDataset that reads the files on demand. Its shards are the files, or pieces
+    of large .txt files.
+
+    Args:
+        flag: the flag that names the files, for error messages.
 
     Raises:
-        UsageError: text that is not UTF-8 (which file, which byte), malformed JSON (which line), a file that cannot be
-            decompressed, or no text at all.
+        UsageError: text that is not UTF-8 (with file and byte), malformed JSON (with file and line), a file that
+            cannot be decompressed, or no text at all.
     """
     file_format = _format_of(files[0])
     try:
-        data_files = {"train": [glob.escape(file) for file in files]}  # `datasets` would take [1] for a pattern
+        data_files = {"train": [glob.escape(file) for file in files]}  # otherwise `datasets` treats [1] as a pattern
         if file_format == "text":
             builder = TextDocuments(
                 cache_dir=cache_dir,
@@ -102,7 +109,7 @@ def load_files(
                 builder_name, data_files=data_files, cache_dir=cache_dir, **options
             )
             return builder.as_streaming_dataset(split="train")
-        if file_format == "parquet":  # the other builders decompress by themselves
+        if file_format == "parquet":  # the other builders decompress files themselves
             download_config = datasets.DownloadConfig(cache_dir=cache_dir)
             data_files = {"train": datasets.DownloadManager(download_config=download_config).extract(files)}
         return datasets.load_dataset(builder_name, data_files=data_files, cache_dir=cache_dir, **options)["train"]
@@ -111,7 +118,7 @@ def load_files(
 
 
 def files_fingerprint(files: list[str], data_args: DataArguments) -> str:
-    """What decides the documents that a stream of these files gives: names, sizes, times, and how they are read."""
+    """Digest of what determines the documents in these files: names, sizes, modification times and reading options."""
     stats = [(file, os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in map(os.path.abspath, files)]
     return fingerprint(
         version=TEXT_READER_VERSION,
@@ -124,18 +131,18 @@ def files_fingerprint(files: list[str], data_args: DataArguments) -> str:
 
 @dataclass
 class TextDocumentsConfig(datasets.BuilderConfig):
-    """How .txt files are cut into documents; see DataArguments."""
+    """How .txt files are split into documents; see DataArguments."""
 
     document_by: str = "line"
     keep_linebreaks: bool = True
 
 
 class TextDocuments(datasets.ArrowBasedBuilder):
-    """.txt files -> documents, one Arrow row each, cached by `datasets`.
+    """Reads .txt files as documents, one Arrow row each, cached by `datasets`.
 
-    Its own reader since the one in `datasets` also splits at a lone carriage return, and cuts paragraphs at every
-    second newline. Lines end at "\\n" alone. With `keep_linebreaks` the documents put together are the file, byte for
-    byte, however they are cut.
+    Lines end at "\\n" only. With `keep_linebreaks`, the concatenated documents equal the file byte for byte, however
+    it is split. The text reader of `datasets` would also split at a lone carriage return, and would end a paragraph at
+    every second newline.
     """
 
     BUILDER_CONFIG_CLASS = TextDocumentsConfig
@@ -145,7 +152,7 @@ class TextDocuments(datasets.ArrowBasedBuilder):
 
     def _split_generators(self, dl_manager) -> list[datasets.SplitGenerator]:
         return [
-            datasets.SplitGenerator(name=split, gen_kwargs={"pieces": _pieces(files, self.config.document_by)})
+            datasets.SplitGenerator(name=split, gen_kwargs={"pieces": _split_files(files, self.config.document_by)})
             for split, files in self.config.data_files.items()
         ]
 
@@ -157,10 +164,11 @@ class TextDocuments(datasets.ArrowBasedBuilder):
                 yield (index, part), pa.table({"text": pa.array(documents, pa.large_string())})
 
 
-def _pieces(files: list[str], document_by: str) -> list[tuple[str, int, int | None]]:
-    """Where in the files a reader may begin, each as a file with its first byte and the first one after (None: all).
+def _split_files(files: list[str], document_by: str) -> list[tuple[str, int, int | None]]:
+    """Split files into pieces that can be read independently: (file, first byte, end byte or None for the whole file).
 
-    Where lines are documents and the file is not compressed, a piece is the lines that begin in a stretch of bytes.
+    A file is split only if its documents are lines and it is not compressed. A piece contains the lines that start
+    within its bytes.
     """
     pieces = []
     for file in files:
@@ -174,6 +182,7 @@ def _pieces(files: list[str], document_by: str) -> list[tuple[str, int, int | No
 def _read_documents(
     file: str, start: int, end: int | None, document_by: str, keep_linebreaks: bool
 ) -> Iterator[list[str]]:
+    """The documents of a piece in order, in lists. Memory is bounded by READ_SIZE and the longest document."""
     rest = ""
     for text in _read_text(file, start, end):
         text = rest + text
@@ -184,7 +193,7 @@ def _read_documents(
             documents = text.split("\n")
             rest = documents.pop()
             documents = [line + "\n" for line in documents]
-        else:  # a document ends with the last of its blank lines, so the text after it must have begun
+        else:  # blank lines belong to the document before them, so it ends only where the next text starts
             edges = [match.end() for match in re.finditer(r"(?<=\S)[^\S\n]*\n([^\S\n]*\n)+(?=[^\S\n]*\S)", text)]
             documents = [text[start:end] for start, end in zip([0, *edges], edges, strict=False)]
             rest = text[edges[-1] :] if edges else text
@@ -200,9 +209,10 @@ def _strip_linebreaks(document: str, document_by: str, keep_linebreaks: bool) ->
 
 
 def _read_text(file: str, offset: int = 0, end: int | None = None) -> Iterator[str]:
-    """The lines that begin from byte `offset` on and before `end`, in strings that end at a line's end.
+    """Read the lines that start at byte `offset` or later and before `end`, in strings of whole lines.
 
-    Raises UsageError where the text is not UTF-8.
+    Raises:
+        UsageError: the text is not UTF-8.
     """
     with fsspec.open(file, "rb", compression="infer") as stream:
         if offset:
@@ -217,14 +227,14 @@ def _read_text(file: str, offset: int = 0, end: int | None = None) -> Iterator[s
                 yield data.decode("utf-8")
             except UnicodeDecodeError as error:
                 raise UsageError(
-                    f"{file}: not UTF-8 at byte {offset + error.start:,} ({error.reason}); convert it, for instance "
+                    f"{file}: not UTF-8 at byte {offset + error.start:,} ({error.reason}); convert it, for example "
                     "with iconv"
                 ) from error
             offset += len(data)
 
 
 def explain_read_error(error: Exception, flag: str, files: list[str]) -> UsageError:
-    """Say which file, and where in it, made `datasets` fail: its own errors name neither."""
+    """Find the file, and the place in it, that made `datasets` fail. Its own errors name neither."""
     file_format = _format_of(files[0])
     cause: BaseException | None = error
     while cause is not None:
@@ -250,6 +260,7 @@ def explain_read_error(error: Exception, flag: str, files: list[str]) -> UsageEr
 
 
 def _check_json(file: str, text: str) -> None:
+    """Raise UsageError with the line of the first syntax error, if any, in a JSON or JSON Lines file."""
     is_one_value = text.lstrip().startswith("[") or not file.removesuffix(".gz").endswith(".jsonl")
     if is_one_value:
         try:

@@ -1,4 +1,4 @@
-"""How many UTF-8 bytes of the text each token stands for: what makes bits per byte exact."""
+"""Count the UTF-8 bytes that each token stands for, which makes bits per byte exact."""
 
 import json
 import re
@@ -8,20 +8,20 @@ from tokenizers import Encoding, Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 
 
-class TokenBytes:
-    """Deals the bytes of a text out to its tokens, every byte to exactly one.
+class TokenByteCounter:
+    """Assigns each byte of a text to exactly one of its tokens.
 
-    A byte-level token stands for its own bytes. Of other tokenizers the character offsets say where a token ends; it
-    stands for what lies between the end of the token before and its own, so for the spaces that the tokenizer dropped
-    before it too, and the last token also for what was dropped after it. Tokens that a template adds (BOS, CLS, ...)
-    stand for nothing.
+    A byte-level token stands for its own bytes. With other tokenizers, the character offsets tell where a token ends,
+    and it stands for the text from the end of the previous token to its own end. This includes any spaces that the
+    tokenizer dropped in between; the last token also stands for whatever was dropped after it. Tokens that a template
+    adds (BOS, CLS, ...) stand for no text.
     """
 
     def __init__(self, tokenizer: Tokenizer):
         vocab = tokenizer.get_vocab(with_added_tokens=True)
         added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
         size = max(vocab.values()) + 1
-        self._is_one_byte = np.zeros(size, dtype=bool)  # the <0x0A> of byte fallback
+        self._is_one_byte = np.zeros(size, dtype=bool)  # such as the <0x0A> of byte fallback
         self._own_bytes = np.zeros(size, dtype=np.int64)
         for token, index in vocab.items():
             self._is_one_byte[index] = re.fullmatch(r"<0x[0-9A-F]{2}>", token) is not None
@@ -31,9 +31,9 @@ class TokenBytes:
         )
 
     def __call__(self, encoding: Encoding, text: str) -> np.ndarray:
-        """Bytes of each token, int64 of shape (tokens,); they add up to the UTF-8 length of `text`.
+        """Bytes of each token, int64 of shape (tokens,), which add up to the UTF-8 length of `text`.
 
-        `encoding` has character offsets, as `Tokenizer.encode_batch` gives them, and at least one token.
+        `encoding` must have character offsets, as `Tokenizer.encode_batch` returns them, and at least one token.
         """
         ids = np.array(encoding.ids)
         data = text.encode()
@@ -47,7 +47,7 @@ class TokenBytes:
             widths = 1 + (points >= 0x80) + (points >= 0x800) + (points >= 0x10000).astype(np.int64)
             ends = np.concatenate([[0], np.cumsum(widths)])[ends]
         counts = np.diff(ends, prepend=0)
-        # The byte tokens of one character all end with it: each but the first takes its one byte from the first.
+        # The byte tokens of a character all end where it ends. All but the first take their one byte from the first.
         takers = np.flatnonzero((counts == 0) & self._is_one_byte[ids])
         givers = np.maximum.accumulate(np.where(counts > 0, np.arange(len(counts)), 0))[takers]
         np.subtract.at(counts, givers, 1)

@@ -1,4 +1,4 @@
-"""A stream of documents -> a stream of token ids, made in threads beside the training, shuffled, from any place on."""
+"""A stream of documents -> a stream of token ids: shuffled, tokenized in threads during training, resumable."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -7,17 +7,19 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils import rng
+from utils.environment import local_world_size
 from utils.errors import UsageError
 from utils.text.document_stream import DocumentStream
 from utils.tokens.encoder import Encoded, Encoder, map_in_threads
 
 
-CHARACTERS_PER_TASK = 200_000  # a thread is busy for 20 ms with them
-SHUFFLE_STREAM, DRAWS_PER_KEY = 2, 4096  # see ShuffledDocuments; collators draw from stream 0, pairs from 1
+CHARACTERS_PER_TASK = 200_000  # they keep a thread busy for 20 ms
+DRAWS_PER_CHUNK = 4096  # from the shuffle buffer; part of what a seed means
 
 
 class Document(NamedTuple):
-    """The token ids of a document, an array of its own."""
+    """The token ids of a document, in arrays of its own. The field names are part of the format of checkpoints."""
 
     tokens: np.ndarray  # uint16 or uint32, (tokens,)
     word_starts: np.ndarray | None  # uint8, (tokens,)
@@ -25,23 +27,23 @@ class Document(NamedTuple):
 
 
 class Position(NamedTuple):
-    """Where reading goes on."""
+    """Where to continue reading."""
 
     epoch: int = 0
-    turn: int = 0  # which of the shards of this process
-    row: int = 0  # of that shard
+    shards_done: int = 0  # of this process, in this epoch
+    row: int = 0  # of the next shard
 
 
 @dataclass(frozen=True)
 class TokenStream:
-    """What the training text is tokenized with while it is read; see `tokenize_documents`.
+    """A stream of documents and how to tokenize it while it is read; see `tokenize_documents`.
 
     Args:
-        documents: to be trained on.
+        documents: the training documents.
         encoder: texts -> ids.
         document_text: what the model reads of a row; None leaves the row out.
         num_workers: threads that tokenize.
-        fingerprint: what decides the tokens.
+        fingerprint: identifies everything that determines the tokens.
     """
 
     documents: DocumentStream
@@ -54,32 +56,32 @@ class TokenStream:
 class TokenizedDocuments:
     """The documents of one process, epoch after epoch, with None after the last one of each epoch.
 
-    Where the number of shards is no multiple of the number of processes, each process reads as many whole shards as
-    the others, and its share of the rows of the few that are left. So the parts are disjoint, complete and about
-    equal, and a process without a shard of its own has its share too. With shuffling on, the order of the shards is
-    another one each epoch, a function of the seed and the epoch.
+    Each process reads the same number of whole shards. If the number of shards is not a multiple of the number of
+    processes, all processes share the rows of the remaining ones. So the parts are disjoint, complete and of about the
+    same size, also for a process without a whole shard. With shuffling, the shards are in a different order in each
+    epoch, a function of the seed and the epoch.
 
     Args:
-        state: from `state()`; None to begin at the beginning.
+        state: from `state()`; None to start at the beginning.
     """
 
     def __init__(self, stream: TokenStream, state: dict | None = None):
         self.stream = stream
         self._position = Position() if state is None else state["position"]  # after the pending documents
         self._pending: list[Document | None] = [] if state is None else state["pending"]
-        self._next = 0  # of the pending ones
+        self._next = 0  # index into the pending documents
         self._tasks = map_in_threads(self._encode, self._read(self._position), stream.num_workers)
 
     def __next__(self) -> Document | None:
         while self._next == len(self._pending):
-            encoded, self._position, is_end = next(self._tasks)
-            self._pending = [*_documents_of(encoded), *([None] if is_end else [])]
+            encoded, self._position, ends_epoch = next(self._tasks)
+            self._pending = [*_documents_of(encoded), *([None] if ends_epoch else [])]
             self._next = 0
         self._next += 1
         return self._pending[self._next - 1]
 
     def state(self) -> dict:
-        """What goes on after the last document that was given out; later calls of `next` do not change it."""
+        """Where to continue after the last document returned. Later calls of `next` do not change it."""
         return {"position": self._position, "pending": self._pending[self._next :]}
 
     def close(self) -> None:
@@ -87,67 +89,66 @@ class TokenizedDocuments:
         self._tasks.close()
 
     def _encode(self, task: tuple[list[str], Position, bool]) -> tuple[Encoded, Position, bool]:
-        texts, position, is_end = task
-        return self.stream.encoder(texts), position, is_end
+        texts, position, ends_epoch = task
+        return self.stream.encoder(texts), position, ends_epoch
 
     def _read(self, position: Position) -> Iterator[tuple[list[str], Position, bool]]:
-        """Texts, where reading goes on after them, and whether they end an epoch."""
-        is_empty = position == (position.epoch, 0, 0)  # is there no text in this epoch? Not known if it began before.
+        """Texts, the position after them, and whether they end an epoch."""
+        is_empty = position == (position.epoch, 0, 0)  # no text in this epoch so far; not known if resumed within it
         while True:
-            epoch, first_turn, first_row = position
-            turns = self._turns(epoch)
+            epoch, first_shard, first_row = position
+            shards = self._shards(epoch)
             texts, characters = [], 0
-            for turn in range(first_turn, len(turns)):
-                shard, step, rest = turns[turn]
-                first_row = first_row if turn == first_turn else 0
-                for next_row, rows in self.stream.documents.read(shard, first_row, step, rest):
+            for shards_done in range(first_shard, len(shards)):
+                shard, step, remainder = shards[shards_done]
+                first_row = first_row if shards_done == first_shard else 0
+                for next_row, rows in self.stream.documents.read(shard, first_row, step, remainder):
                     found = [text for text in map(self.stream.document_text, rows) if text is not None]
                     is_empty &= not found
                     texts += found
                     characters += sum(map(len, found))
                     if characters > CHARACTERS_PER_TASK:
-                        yield texts, Position(epoch, turn, next_row), False
+                        yield texts, Position(epoch, shards_done, next_row), False
                         texts, characters = [], 0
             if is_empty:
+                num_processes = self.stream.documents.num_processes
                 raise UsageError(
                     f"{self.stream.documents.source}: there is no document to train on"
-                    + (f" for each of {n} processes" if (n := self.stream.documents.num_processes) > 1 else "")
+                    + (f" for each of {num_processes} processes" if num_processes > 1 else "")
                 )
             position, is_empty = Position(epoch + 1), True
             yield texts, position, True
 
-    def _turns(self, epoch: int) -> list[tuple[int, int, int]]:
-        """What this process reads in an epoch: shards, each with (step, rest) as `DocumentStream.read` has them."""
+    def _shards(self, epoch: int) -> list[tuple[int, int, int]]:
+        """What this process reads in an epoch: shards, each with the step and remainder of its rows; see `read`."""
         documents = self.stream.documents
         shards = np.arange(documents.num_shards)
         if documents.shuffle_buffer_size:
-            shards = _generator(documents.seed, epoch, 0, 0).permutation(shards)
+            shards = rng.shard_generator(documents.seed, epoch).permutation(shards)
         num_whole = len(shards) // documents.num_processes * documents.num_processes
         whole = shards[:num_whole][documents.process_index :: documents.num_processes]
-        shared = shards[num_whole:]
-        own = (documents.num_processes, documents.process_index)
-        return [*((int(shard), 1, 0) for shard in whole), *((int(shard), *own) for shard in shared)]
+        own_rows = (documents.num_processes, documents.process_index)
+        return [*((int(shard), 1, 0) for shard in whole), *((int(shard), *own_rows) for shard in shards[num_whole:])]
 
 
 class ShuffledDocuments:
-    """Documents in another order: each drawn from `shuffle_buffer_size` of them, and the next one put in its place.
+    """Documents in random order: each is drawn from a buffer of `shuffle_buffer_size`, and replaced by the next one.
 
-    All documents of an epoch are given out before None, and so before those of the next one. What is drawn is a
-    function of the seed, the epoch, the process and the number of documents before it. With a size of 0 the order
-    stays.
+    All documents of an epoch come before its None, and so before those of the next epoch. The order is a function of
+    the seed, the epoch and the process. With a buffer size of 0 the documents stay in order.
 
     Args:
-        state: from `state()`; None to begin at the beginning.
+        state: from `state()`; None to start at the beginning.
     """
 
     def __init__(self, stream: TokenStream, state: dict | None = None):
         self.source = TokenizedDocuments(stream, state and state["source"])
         self._documents = stream.documents
         self._buffer: list[Document] = [] if state is None else list(state["buffer"])
-        self._is_draining = state is not None and state["is_draining"]  # has the source come to the epoch's end?
+        self._is_draining = state is not None and state["is_draining"]  # the source has reached the end of the epoch
         self._epoch = 0 if state is None else state["epoch"]
-        self._num_drawn = 0 if state is None else state["num_drawn"]
-        self._draws = (None, np.empty(0))  # some draws, and what they are of
+        self._num_drawn = 0 if state is None else state["num_drawn"]  # in this epoch
+        self._chunk = (None, np.empty(0))  # (epoch, number) of a chunk of draws, and the draws
 
     def __next__(self) -> Document | None:
         if self._documents.shuffle_buffer_size == 0:
@@ -171,7 +172,7 @@ class ShuffledDocuments:
         return None
 
     def state(self) -> dict:
-        """As TokenizedDocuments.state; it takes microseconds, since documents are not copied."""
+        """As TokenizedDocuments.state. It takes microseconds, since no document is copied."""
         return {
             "source": self.source.state(),
             "buffer": list(self._buffer),
@@ -181,20 +182,18 @@ class ShuffledDocuments:
         }
 
     def _draw(self) -> int:
-        number, place = divmod(self._num_drawn, DRAWS_PER_KEY)
-        key = (self._documents.seed, self._epoch, 1 + self._documents.process_index, number)
-        if self._draws[0] != key:
-            self._draws = (key, _generator(*key).random(DRAWS_PER_KEY))
+        """A random index into the buffer."""
+        number, place = divmod(self._num_drawn, DRAWS_PER_CHUNK)
+        if self._chunk[0] != (self._epoch, number):
+            documents = self._documents
+            generator = rng.buffer_generator(documents.seed, self._epoch, documents.process_index, number)
+            self._chunk = ((self._epoch, number), generator.random(DRAWS_PER_CHUNK))
         self._num_drawn += 1
-        return int(self._draws[1][place] * len(self._buffer))
-
-
-def _generator(seed: int, epoch: int, *counter: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, SHUFFLE_STREAM, *counter]))
+        return int(self._chunk[1][place] * len(self._buffer))
 
 
 def _documents_of(encoded: Encoded) -> list[Document]:
-    """Copies, so that no document keeps those of its whole task in memory."""
+    """The documents of a task that have a token. Copies, since views would keep the whole task in memory."""
     ends = np.cumsum(encoded.lengths)
     segment_ends = None
     if encoded.segment_lengths is not None:
@@ -213,6 +212,6 @@ def _documents_of(encoded: Encoded) -> list[Document]:
 
 
 def num_threads(num_workers: int | None) -> int:
-    """So many as asked for, or else this process's share of the cores."""
+    """`num_workers`, or by default this process's share of the cores."""
     cores = len(os.sched_getaffinity(0))
-    return num_workers or max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1)
+    return num_workers or max(cores // (local_world_size() or 1), 1)

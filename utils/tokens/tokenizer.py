@@ -1,4 +1,4 @@
-"""The tokenizer of a run: loaded from the Hub or a folder, or trained on the corpus."""
+"""Get the tokenizer of a run: load it from the Hub or a folder, or train it on the corpus."""
 
 import logging
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from utils.errors import UsageError
 from utils.hub.errors import explain_hub_error, is_hub_error
 from utils.models.config import check_config_files
 from utils.text.document_stream import DocumentStream
-from utils.tokens.tokenizer_training import _trained_tokenizer
+from utils.tokens.tokenizer_training import load_or_train_tokenizer
 
 
 logger = logging.getLogger(__name__)
@@ -21,23 +21,25 @@ def load_tokenizer(
     model_args: ModelArguments,
     train_documents: Dataset | DocumentStream | None,
     document_text: Callable[[dict], str | None],
-    for_masks: bool = False,
+    needs_mask_token: bool = False,
     for_pairs: bool = False,
 ) -> PreTrainedTokenizerBase:
     """Load `--tokenizer_name` or the model's own tokenizer, or train one with `--train_tokenizer`.
 
     Args:
-        train_documents: what a new tokenizer is trained on, through `document_text`.
-        for_masks: for a masked model: the tokenizer must have a mask token, and a new one frames each text.
-        for_pairs: for pairs of texts: it must have tokens for [CLS] and [SEP] too, and a new one numbers the texts.
+        train_documents: the rows that a new tokenizer is trained on; `document_text` returns their texts.
+        needs_mask_token: the tokenizer must have a mask token. A new tokenizer also adds special tokens around each
+            text.
+        for_pairs: the tokenizer must also have [CLS] and [SEP] tokens. A new tokenizer also gives the second text of a
+            pair token type 1.
 
     Raises:
-        UsageError: no such tokenizer, a vocabulary that is too small to train, or no mask token.
+        UsageError: there is no such tokenizer, it lacks a token that is needed, or a new one cannot be trained.
     """
     if model_args.train_tokenizer:
         if train_documents is None:
             raise UsageError("--train_tokenizer goes with --do_train and training documents (--train_file)")
-        return _trained_tokenizer(model_args, train_documents, document_text, for_masks, for_pairs)
+        return load_or_train_tokenizer(model_args, train_documents, document_text, needs_mask_token, for_pairs)
     name = model_args.tokenizer_name or model_args.model_name_or_path or model_args.config_name
     no_config = check_config_files(name, model_args)
     try:
@@ -49,39 +51,41 @@ def load_tokenizer(
             token=model_args.token,
             trust_remote_code=model_args.trust_remote_code,
         )
-    except Exception as error:  # what from_pretrained raises, by file
-        # It hides what the hub answered, which was the same when the configuration was asked for.
+    except Exception as error:  # its type depends on the file that is missing or damaged
+        # It hides the answer of the Hub, which was the same for the request of the configuration.
         cause = no_config if no_config is not None and is_hub_error(no_config) else error
         reason = explain_hub_error(cause, name)
         raise UsageError(f"--tokenizer_name {name}: no tokenizer could be loaded: {reason}") from error
     if tokenizer.is_fast and not model_args.use_fast_tokenizer:
         logger.warning("--use_fast_tokenizer false has no effect: there is no slow %s", type(tokenizer).__name__)
-    if for_masks and tokenizer.mask_token is None:
+    if needs_mask_token and tokenizer.mask_token is None:
         raise UsageError(
-            f"--tokenizer_name {name}: this tokenizer has no mask token; choose that of a masked model, or "
+            f"--tokenizer_name {name}: this tokenizer has no mask token; choose one of a masked model, or "
             "--train_tokenizer with --model_type"
         )
     missing = [name for name in ("cls_token", "sep_token") if getattr(tokenizer, name) is None]
     if for_pairs and missing:
         raise UsageError(
             f"--tokenizer_name {name}: this tokenizer has no {' and no '.join(missing)} to put around two texts; "
-            "choose that of a BERT or ALBERT, or --train_tokenizer with --model_type"
+            "choose one of a BERT or ALBERT model, or --train_tokenizer with --model_type"
         )
     return tokenizer
 
 
 def special_token_affixes(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """The special tokens before and after a text, as ids: those of the tokenizer's template.
+    """The ids of the special tokens that the tokenizer's template adds before and after a text.
 
-    Where it has no template: [CLS] and [SEP], else BOS and EOS, as far as they exist.
+    Without a template: [CLS] and [SEP], or BOS and EOS instead, if they exist.
     """
     text = "A"
     content = tokenizer(text, add_special_tokens=False)["input_ids"]
-    framed = tokenizer(text)["input_ids"]
-    num_added = len(framed) - len(content)
+    with_special_tokens = tokenizer(text)["input_ids"]
+    num_added = len(with_special_tokens) - len(content)
     if num_added and content:
-        start = next(start for start in range(num_added + 1) if framed[start : start + len(content)] == content)
-        return framed[:start], framed[start + len(content) :]
+        start = next(
+            start for start in range(num_added + 1) if with_special_tokens[start : start + len(content)] == content
+        )
+        return with_special_tokens[:start], with_special_tokens[start + len(content) :]
     first = tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id
     last = tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id
     return [first] if first is not None else [], [last] if last is not None else []

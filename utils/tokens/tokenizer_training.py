@@ -1,10 +1,11 @@
-"""Train a tokenizer on the corpus."""
+"""Train a tokenizer on the corpus, once."""
 
 import logging
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from datasets import Dataset
@@ -26,28 +27,30 @@ from utils.config.model_arguments import ModelArguments
 from utils.errors import UsageError
 from utils.fingerprint import code_fingerprint, fingerprint
 from utils.text.document_stream import DocumentStream
-from utils.tokens.token_store import cache_folder, texts
+from utils.tokens.token_store import cache_folder, iterate_texts
 
 
 logger = logging.getLogger(__name__)
 
+TRAINER_VERSION = 3  # part of the cache key: increase it when the result of train_tokenizer() changes
 
-TRAINER_VERSION = 3  # part of the cache key: count it up when train_tokenizer() changes its result
 
-
-def _trained_tokenizer(
+def load_or_train_tokenizer(
     model_args: ModelArguments,
     train_documents: Dataset | DocumentStream,
     document_text: Callable[[dict], str | None],
-    for_masks: bool,
+    needs_mask_token: bool,
     for_pairs: bool,
 ) -> PreTrainedTokenizerBase:
-    """Train once and keep it in the cache, where a second run, and the other processes of this one, find it."""
+    """Train the tokenizer of `--train_tokenizer`, or load it from the cache if a run or process has trained it before.
+
+    See load_tokenizer() for the arguments.
+    """
     key = fingerprint(
         trainer_version=TRAINER_VERSION,
         kind=model_args.train_tokenizer,
         vocab_size=model_args.vocab_size,
-        framed=for_masks,
+        framed=needs_mask_token,  # the names of the parts are part of the key, so this one stays
         for_pairs=for_pairs,
         documents=train_documents._fingerprint,
         document_text=code_fingerprint(document_text),
@@ -57,10 +60,12 @@ def _trained_tokenizer(
     with FileLock(f"{path}.lock"):
         if not path.exists():
             is_stream = isinstance(train_documents, DocumentStream)
-            how_many = "all documents of the stream" if is_stream else f"{len(train_documents):,} documents"
-            logger.info("tokenizer: training %s on %s", model_args.train_tokenizer, how_many)
-            kept = ([text for text in batch if text] for batch in texts(train_documents, document_text))
-            tokenizer = train_tokenizer(model_args.train_tokenizer, kept, model_args.vocab_size, for_masks, for_pairs)
+            extent = "all documents of the stream" if is_stream else f"{len(train_documents):,} documents"
+            logger.info("tokenizer: training %s on %s", model_args.train_tokenizer, extent)
+            batches = ([text for text in batch if text] for batch in iterate_texts(train_documents, document_text))
+            tokenizer = train_tokenizer(
+                model_args.train_tokenizer, batches, model_args.vocab_size, needs_mask_token, for_pairs
+            )
             unfinished = path.with_suffix(".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
             tokenizer.save_pretrained(unfinished)
@@ -71,78 +76,103 @@ def _trained_tokenizer(
 
 
 def train_tokenizer(
-    kind: str, documents, vocab_size: int, framed: bool = False, for_pairs: bool = False
+    kind: str,
+    batches: Iterable[list[str]],
+    vocab_size: int,
+    add_special_tokens: bool = False,
+    for_pairs: bool = False,
 ) -> PreTrainedTokenizerFast:
     """Train a tokenizer.
 
     Args:
-        kind: "bpe", byte-level as GPT-2's, so that no text is unknown to it; "wordpiece", as BERT's, which lowers
-            case, drops accents and frames each text with [CLS] and [SEP]; "unigram", as XLNet's and ALBERT's
-            SentencePiece models, in which new lines are tokens of their own.
-        documents: iterable of lists of texts.
-        vocab_size: the most tokens it may have, special tokens and alphabet included.
-        framed: for a masked model: "bpe" and "unigram" too frame each text, with <s> and </s>, and have RoBERTa's
-            special tokens <s> <pad> </s> <unk> <mask>, with the ids 0 to 4.
-        for_pairs: those two frame a pair of texts as "wordpiece" does, <s> A </s> B </s> with token types 0 and 1.
+        kind: "bpe", byte-level like GPT-2's, so that no text is unknown to it; "wordpiece", like BERT's, which
+            lowercases, strips accents and adds [CLS] and [SEP] around each text; "unigram", like the SentencePiece
+            models of XLNet and ALBERT, with newlines as separate tokens.
+        batches: the texts to train on, in lists.
+        vocab_size: the maximum number of tokens, including special tokens and the alphabet.
+        add_special_tokens: "bpe" and "unigram" also add special tokens around each text, <s> and </s>, and have
+            RoBERTa's special tokens <s> <pad> </s> <unk> <mask> with the ids 0 to 4. Masked models need them.
+        for_pairs: these two encode a pair of texts as "wordpiece" does, as <s> A </s> B </s> with token types 0 and 1,
+            instead of RoBERTa's <s> A </s> </s> B </s>.
 
-    The `tokenizers` library orders ties by hash maps that are seeded anew in each process, so that two trainings of
-    "wordpiece" or "unigram" may number some tokens differently; "bpe" is reproducible.
+    "bpe" is reproducible. For "wordpiece" and "unigram", two trainings can number some tokens differently, since the
+    `tokenizers` library breaks ties in the order of hash maps, whose seed differs between processes.
+
+    Raises:
+        UsageError: `vocab_size` is too small for the alphabet, or too large for the text.
     """
-    if kind == "bpe":
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        special = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
-        options = {"initial_alphabet": pre_tokenizers.ByteLevel.alphabet()}
-        trainer_class = trainers.BpeTrainer
-    elif kind == "wordpiece":
-        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        tokenizer.decoder = decoders.WordPiece()
-        special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-        special |= {"mask_token": "[MASK]", "bos_token": "[CLS]", "eos_token": "[SEP]"}
-        options = {"continuing_subword_prefix": "##"}
-        trainer_class = trainers.WordPieceTrainer
-    else:
-        tokenizer = Tokenizer(models.Unigram())
-        new_line = pre_tokenizers.Split(Regex("\n"), behavior="isolated")
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([new_line, pre_tokenizers.Metaspace(prepend_scheme="first")])
-        tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
-        special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-        special |= {"cls_token": "<cls>", "sep_token": "<sep>", "mask_token": "<mask>"}
-        options = {"unk_token": "<unk>"}
-        trainer_class = trainers.UnigramTrainer
-    if framed and kind != "wordpiece":
-        special = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-        # A mask takes the space before it along, as the token that it stands for would.
-        special["mask_token"] = AddedToken("<mask>", lstrip=True, special=True)
-        special |= {"cls_token": "<s>", "sep_token": "</s>"}
-    special_tokens = list(dict.fromkeys(special.values()))
+    tokenizer, trainer_class, options = _untrained_tokenizer(kind)
+    named_tokens = _special_tokens(kind, add_special_tokens)
+    special_tokens = list(dict.fromkeys(named_tokens.values()))  # in the order of their ids
     least = len(special_tokens) + len(options.get("initial_alphabet", ()))
     if vocab_size <= least:
-        raise UsageError(f"--vocab_size {vocab_size}: a {kind} tokenizer needs more than its alphabet, {least} tokens")
+        raise UsageError(
+            f"--vocab_size {vocab_size}: a {kind} tokenizer needs more than the {least} tokens of its alphabet and "
+            "special tokens"
+        )
     trainer = trainer_class(
         vocab_size=vocab_size, special_tokens=special_tokens, show_progress=sys.stderr.isatty(), **options
     )
     try:
-        tokenizer.train_from_iterator(documents, trainer)
-    except Exception as error:  # the Rust library raises nothing narrower
+        tokenizer.train_from_iterator(batches, trainer)
+    except Exception as error:  # the Rust library raises nothing more specific
         raise UsageError(f"--train_tokenizer {kind} --vocab_size {vocab_size}: {error}; try fewer tokens") from error
     if kind == "wordpiece":
-        ids = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ids
-        )
-    elif framed:
-        ids = [(token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>")]
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="<s> $A </s>",
-            pair="<s> $A </s> $B:1 </s>:1" if for_pairs else "<s> $A </s> </s> $B </s>",
-            special_tokens=ids,
-        )
+        tokenizer.post_processor = _template(tokenizer, "[CLS]", "[SEP]", for_pairs=True)
+    elif add_special_tokens:
+        tokenizer.post_processor = _template(tokenizer, "<s>", "</s>", for_pairs)
     input_names = ["input_ids", "token_type_ids", "attention_mask"]
     if kind != "wordpiece" and not for_pairs:
-        input_names.remove("token_type_ids")  # GPT-2 would add an embedding for their type
-    special["model_input_names"] = input_names
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+        input_names.remove("token_type_ids")  # GPT-2 would add an embedding for each type
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named_tokens, model_input_names=input_names)
+
+
+def _untrained_tokenizer(kind: str) -> tuple[Tokenizer, type, dict[str, Any]]:
+    """The tokenizer, the class of its trainer and the trainer's options."""
+    if kind == "bpe":
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        return tokenizer, trainers.BpeTrainer, {"initial_alphabet": pre_tokenizers.ByteLevel.alphabet()}
+    if kind == "wordpiece":
+        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece()
+        return tokenizer, trainers.WordPieceTrainer, {"continuing_subword_prefix": "##"}
+    tokenizer = Tokenizer(models.Unigram())
+    newline = pre_tokenizers.Split(Regex("\n"), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([newline, pre_tokenizers.Metaspace(prepend_scheme="first")])
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
+    return tokenizer, trainers.UnigramTrainer, {"unk_token": "<unk>"}
+
+
+def _special_tokens(kind: str, add_special_tokens: bool) -> dict[str, str | AddedToken]:
+    """The special tokens by role. Their ids follow the order of first occurrence."""
+    if kind == "wordpiece":
+        return {
+            "pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
+            "mask_token": "[MASK]", "bos_token": "[CLS]", "eos_token": "[SEP]",
+        }  # fmt: skip
+    if add_special_tokens:
+        # Like the word that it replaces, the mask includes the space before it.
+        mask = AddedToken("<mask>", lstrip=True, special=True)
+        return {
+            "bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "mask_token": mask,
+            "cls_token": "<s>", "sep_token": "</s>",
+        }  # fmt: skip
+    if kind == "bpe":
+        return {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
+    return {
+        "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "cls_token": "<cls>",
+        "sep_token": "<sep>", "mask_token": "<mask>",
+    }  # fmt: skip
+
+
+def _template(tokenizer: Tokenizer, first: str, last: str, for_pairs: bool) -> processors.TemplateProcessing:
+    """Add `first` before and `last` after each text."""
+    return processors.TemplateProcessing(
+        single=f"{first} $A {last}",
+        pair=f"{first} $A {last} $B:1 {last}:1" if for_pairs else f"{first} $A {last} {last} $B {last}",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (first, last)],
+    )

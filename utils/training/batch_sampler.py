@@ -1,30 +1,20 @@
-"""Which example comes when: an order that seed and epoch decide, dealt out to any number of processes."""
+"""The order of training examples: a function of seed and epoch, divided among any number of processes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
-
-from utils.training.signals import leave_signals_to_the_main_process
-
-
-class EmptyBatch(dict):
-    """A batch without targets, for a process that has no part in the last, small step of an epoch.
-
-    Losses are sums over targets, divided by the number of targets of all processes: it adds nothing to either, and the
-    process takes part in the exchange of gradients.
-    """
 
 
 def epoch_order(
     num_examples: int, seed: int, epoch: int, lengths: Sequence[int] | None = None, batch_size: int = 1
 ) -> np.ndarray:
-    """A random permutation of the indices, int64 of shape (num_examples,), which the arguments alone decide.
+    """A random permutation of the indices, int64 of shape (num_examples,), that depends on the arguments alone.
 
-    With `lengths`, neighbours have similar ones, for batches of `batch_size`: the grouping is Trainer's (random
-    megabatches of 50 batches, each sorted by length).
+    With `lengths`, neighbors have similar lengths, for batches of `batch_size`. The grouping is that of transformers:
+    random megabatches of 50 batches, each sorted by length.
     """
     if lengths is None:
         return np.random.default_rng((seed, epoch)).permutation(num_examples)
@@ -37,21 +27,19 @@ def epoch_order(
 class EpochBatches(Sampler):
     """The batches of one process in one epoch, as lists of indices: a batch sampler for a DataLoader.
 
-    The examples of update u are those in the places u * global_batch_size to (u + 1) * global_batch_size of the
-    epoch's order, so that they are the same for any number of processes and accumulation steps whose product with
-    `batch_size` is the same. Each step takes the next num_processes * batch_size of them, each process an equal part.
-    In the last step of an epoch the parts are smaller, and may be empty: no example is repeated to fill them.
-
-    Batches that a resumed run skips are only counted off; no example is read.
+    Update u trains on the examples at positions u * global_batch_size to (u + 1) * global_batch_size of the epoch's
+    order. These are the same for all numbers of processes and accumulation steps with the same global batch size. Each
+    step takes the next num_processes * batch_size of them and gives each process an equal part. In the last step of an
+    epoch the parts are smaller, and may be empty: no example is repeated to fill them.
 
     Args:
-        num_examples: of the data set.
+        num_examples: in the dataset.
         batch_size: examples of one process in one step.
-        accumulation_steps: steps of an update.
-        num_processes, process_index: who shares the steps.
-        seed: with the epoch, decides the order.
-        lengths: of the examples, to put those of similar lengths together; None for a plain random order.
-        drop_last: leave out the last examples of an epoch, which do not fill an update.
+        accumulation_steps: steps per update.
+        num_processes, process_index: how many processes share the steps, and which one this is.
+        seed: determines the order, together with the epoch.
+        lengths: of the examples, to batch those of similar lengths together; None for a uniformly random order.
+        drop_last: leave out the last examples of an epoch if they do not fill an update.
     """
 
     def __init__(
@@ -73,10 +61,13 @@ class EpochBatches(Sampler):
         self.seed = seed
         self.lengths = lengths
         self.epoch = 0
+        self.first_step = 0
         self._end = num_examples - num_examples % self.global_batch_size if drop_last else num_examples
 
-    def set_epoch(self, epoch: int) -> None:
+    def set_epoch(self, epoch: int, first_step: int = 0) -> None:
+        """Choose the epoch, and the step in it to begin with. Skipping steps costs nothing: no example is read."""
         self.epoch = epoch
+        self.first_step = first_step
 
     def __len__(self) -> int:
         """Steps of an epoch, the same for all processes."""
@@ -84,56 +75,8 @@ class EpochBatches(Sampler):
 
     def __iter__(self) -> Iterator[list[int]]:
         order = epoch_order(self.num_examples, self.seed, self.epoch, self.lengths, self.global_batch_size)
-        for start in range(0, self._end, self.step_size):
+        for start in range(self.first_step * self.step_size, self._end, self.step_size):
             size = min(self.step_size, self._end - start)
             parts = self.process_index, self.process_index + 1
             first, last = (start + size * part // self.num_processes for part in parts)
             yield order[first:last].tolist()
-
-
-class TrainingLoader(DataLoader):
-    """The batches of this process, epoch after epoch; see EpochBatches.
-
-    It draws nothing from torch's global generator, so that dropout goes on after a resumption as it would have.
-
-    Args:
-        dataset: a map-style data set; if it has `set_epoch`, it is told the epoch.
-        batches: which examples.
-        collator: examples -> a batch.
-        label_names: the keys of a batch that hold targets, -100 where there is none.
-        kwargs: as for torch's DataLoader.
-    """
-
-    def __init__(
-        self, dataset: Dataset, batches: EpochBatches, collator: Callable, label_names: Sequence[str], **kwargs
-    ):
-        super().__init__(
-            dataset,
-            batch_sampler=batches,
-            collate_fn=_CollateOrStandIn(collator, dataset, label_names),
-            generator=torch.Generator().manual_seed(batches.seed),
-            worker_init_fn=leave_signals_to_the_main_process,
-            **kwargs,
-        )
-
-    def set_epoch(self, epoch: int) -> None:
-        self.batch_sampler.set_epoch(epoch)
-        if hasattr(self.dataset, "set_epoch"):
-            self.dataset.set_epoch(epoch)
-
-
-class _CollateOrStandIn:
-    """The collator, and a stand-in where there is nothing to collate."""
-
-    def __init__(self, collator: Callable, dataset: Dataset, label_names: Sequence[str]):
-        self.collator = collator
-        self.dataset = dataset
-        self.label_names = label_names
-
-    def __call__(self, examples: list) -> dict[str, torch.Tensor]:
-        if examples:
-            return self.collator(examples)
-        batch = self.collator([self.dataset[0]])
-        for name in self.label_names:
-            batch[name].fill_(-100)
-        return EmptyBatch(batch)

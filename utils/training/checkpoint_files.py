@@ -1,4 +1,4 @@
-"""Checkpoints on disk: they appear whole, are known when damaged, and go in one piece."""
+"""Checkpoints on disk: they appear as a whole, corruption is detected, and they are removed as a whole."""
 
 import json
 import os
@@ -10,32 +10,32 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 
 
-RECORD = "checkpoint.json"
+METADATA_FILE = "checkpoint.json"
 UNFINISHED = ".unfinished"
 READ_BYTES = 16 * 2**20
 
 
-def unfinished(checkpoint: Path) -> Path:
-    """Where a checkpoint lies while it is being written or removed."""
+def unfinished_path(checkpoint: Path) -> Path:
+    """The folder of a checkpoint while it is being written."""
     return checkpoint.with_name(checkpoint.name + UNFINISHED)
 
 
-def publish(checkpoint: Path, facts: dict) -> None:
-    """Give what was written into `unfinished(checkpoint)`, and synced, its name, in one step.
+def publish(checkpoint: Path, metadata: dict) -> None:
+    """Rename `unfinished_path(checkpoint)`, whose files are written and synced, to `checkpoint`.
 
-    Beforehand it is recorded, in checkpoint.json, how large each file is and what its checksum is, beside the `facts`
-    about the run. A checkpoint of this name that is there already, damaged or of an earlier run, is replaced.
+    First, checkpoint.json is written: the size and checksum of each file, and `metadata` about the run. An existing
+    checkpoint of this name, corrupt or of an earlier run, is replaced.
     """
-    folder = unfinished(checkpoint)
+    folder = unfinished_path(checkpoint)
     files = {
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "xxh3_64": _checksum(path)}
-        for path in _files(folder)
-        if path.name != RECORD
+        for path in _list_files(folder)
+        if path.name != METADATA_FILE
     }
-    (folder / RECORD).write_text(json.dumps(facts | {"files": files}, indent=1))
-    _sync_one(folder / RECORD)
+    (folder / METADATA_FILE).write_text(json.dumps(metadata | {"files": files}, indent=1))
+    _sync_one(folder / METADATA_FILE)
     _sync_one(folder)
-    replaced = _removed(checkpoint)
+    replaced = _removed_path(checkpoint)
     if checkpoint.exists():
         checkpoint.rename(replaced)
     folder.rename(checkpoint)
@@ -44,7 +44,7 @@ def publish(checkpoint: Path, facts: dict) -> None:
 
 
 def sync(folder: Path) -> None:
-    """Wait until the files of `folder`, and their names, are on the disk."""
+    """Wait until the files of `folder`, and their names, are on disk."""
     for path in [*folder.rglob("*"), folder]:
         _sync_one(path)
 
@@ -58,46 +58,48 @@ def _sync_one(path: Path) -> None:
 
 
 def remove(checkpoint: Path) -> None:
-    """Remove a checkpoint. What is left of it, if this is cut short, is no checkpoint any more."""
-    doomed = _removed(checkpoint)
+    """Remove a checkpoint. It is renamed first: an interrupted removal leaves no half of a checkpoint."""
+    doomed = _removed_path(checkpoint)
     shutil.rmtree(doomed, ignore_errors=True)
     checkpoint.rename(doomed)
     shutil.rmtree(doomed)
 
 
-def _removed(checkpoint: Path) -> Path:
+def _removed_path(checkpoint: Path) -> Path:
     return checkpoint.with_name(f"{checkpoint.name}.removed{UNFINISHED}")
 
 
 def remove_leftovers(output_dir: str | Path) -> None:
-    """Remove what a run that was killed left half-written or half-removed."""
+    """Remove the half-written or half-removed checkpoints of a run that was killed."""
     for folder in Path(output_dir).glob(f"checkpoint-*{UNFINISHED}"):
         shutil.rmtree(folder)
 
 
 def read_metadata(checkpoint: str | Path) -> dict:
-    """What `publish` was told about the run; empty for a checkpoint of an earlier version, which has no record."""
-    path = Path(checkpoint) / RECORD
+    """The metadata and file records from `publish`; empty for a checkpoint that has none."""
+    path = Path(checkpoint) / METADATA_FILE
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def find_corruption(checkpoint: Path, read_all: bool = True) -> str | None:
     """What is wrong with a checkpoint, in a few words, or None.
 
-    Sizes and checksums are compared with the record. Reading all bytes finds what opening the files would not, such as
-    a flipped bit in the weights, and is what loading does next anyway: 64-bit XXH3 takes less time than the disk. An
-    older checkpoint has no record: then each file is opened, which finds those that were cut short.
+    Sizes and checksums are compared with checkpoint.json. The checksums also find a flipped bit in the weights, and
+    cost little: 64-bit XXH3 is faster than the disk, and loading reads the same bytes next. Without checkpoint.json,
+    each file is opened, which finds truncated ones.
 
     Args:
-        read_all: also compare the checksums, and not the sizes alone.
+        read_all: compare the checksums too, not only the sizes.
     """
     try:
-        record = read_metadata(checkpoint)
+        metadata = read_metadata(checkpoint)
     except (OSError, ValueError):
-        return f"{RECORD} is not readable"
-    if not record:
-        return next((f"{path.name} is not readable" for path in _files(checkpoint) if not _opens(path)), None)
-    for name, expected in record["files"].items():
+        return f"{METADATA_FILE} is not readable"
+    if not metadata:
+        return next(
+            (f"{path.name} is not readable" for path in _list_files(checkpoint) if not _can_be_opened(path)), None
+        )
+    for name, expected in metadata["files"].items():
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
@@ -112,9 +114,9 @@ def find_corruption(checkpoint: Path, read_all: bool = True) -> str | None:
 
 
 def describe_write_error(error: Exception) -> str | None:
-    """In words, if writing a file failed, as on a full disk; None for an error of another kind.
+    """Why a file could not be written, for example a full disk; None for an error of another kind.
 
-    torch and safetensors wrap what the operating system said.
+    torch and safetensors wrap the operating system's error.
     """
     if isinstance(error, OSError):
         return error.strerror or str(error)
@@ -123,7 +125,7 @@ def describe_write_error(error: Exception) -> str | None:
     return None
 
 
-def _files(folder: Path) -> list[Path]:
+def _list_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
@@ -135,7 +137,7 @@ def _checksum(path: Path) -> str:
     return checksum.hexdigest()
 
 
-def _opens(path: Path) -> bool:
+def _can_be_opened(path: Path) -> bool:
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt"):

@@ -1,15 +1,67 @@
-"""Notices a training whose numbers are no longer finite, without making the GPU wait."""
+"""Detects training whose numbers are no longer finite, without making the CPU wait for the GPU."""
 
 from collections.abc import Iterable
 
 import torch
 
+from utils.config.training_arguments import LMTrainingArguments
+from utils.training.endings import diverged
+from utils.training.signals import StopRequests
+
+
+BAD_UPDATES = 3  # consecutive updates with NaN or infinite numbers that end the run
+# float16 starts with loss scales that overflow on purpose: such updates are skipped, and the scale is halved.
+BAD_UPDATES_FP16 = 25
+DIVERGED = 1000  # a reason to stop, larger than any signal number
+
 
 class DivergenceWatch:
-    """Counts updates in a row whose loss or gradient norm is NaN or infinite.
+    """Ends a run whose losses, gradients or weights are NaN or infinite, in all processes at the same update.
 
-    The count is kept on the device. On a GPU, reading it would wait for all work that is queued, so it is copied
-    beside that work, and what `end_update` returns is the count of the update before: it waits only for that one.
+    Args:
+        args: TrainingArguments.
+        stop_requests: through which all processes agree.
+    """
+
+    def __init__(self, args: LMTrainingArguments, stop_requests: StopRequests):
+        self.args = args
+        self.stop_requests = stop_requests
+        self._bad_updates = BadUpdates(args.device)
+
+    def add(self, value: torch.Tensor | float) -> None:
+        """Include a loss or a norm in this update."""
+        self._bad_updates.add(value)
+
+    def end_update(self, step: int, grad_norm: torch.Tensor | float | None, learning_rate: float) -> int:
+        """End an update: exchange in one step, between all processes, what ends the run.
+
+        Returns:
+            Why the run is asked to stop (see StopRequests), or 0.
+
+        Raises:
+            EarlyEnd: the last BAD_UPDATES updates were not finite.
+        """
+        if grad_norm is not None:
+            self._bad_updates.add(grad_norm)
+        limit = BAD_UPDATES_FP16 if self.args.fp16 else BAD_UPDATES
+        is_diverged = self._bad_updates.end_update() >= limit
+        request = self.stop_requests.all_reduce_max(DIVERGED if is_diverged else self.stop_requests.requested())
+        if request == DIVERGED:
+            what = f"loss or gradients are NaN or infinite, {limit} updates in a row"
+            raise diverged(self.args, step, what, learning_rate)
+        return request
+
+    def check_weights(self, model: torch.nn.Module, step: int, learning_rate: float) -> None:
+        """Raises EarlyEnd if a trained weight is not finite. All processes call this together."""
+        if self.stop_requests.all_reduce_max(int(not are_finite(model.parameters()))):
+            raise diverged(self.args, step, "weights are NaN or infinite", learning_rate)
+
+
+class BadUpdates:
+    """Counts consecutive updates whose loss or gradient norm is NaN or infinite.
+
+    The count is kept on the device. Reading it on a GPU would wait for all queued work, so it is copied
+    asynchronously, and `end_update` returns the count of the previous update: it waits for that one only.
     """
 
     def __init__(self, device: torch.device):
@@ -18,14 +70,14 @@ class DivergenceWatch:
         self._last: tuple[torch.Tensor, torch.cuda.Event] | None = None
 
     def add(self, value: torch.Tensor | float) -> None:
-        """Take a loss or a norm into account."""
+        """Include a loss or a norm in this update."""
         if hasattr(value, "full_tensor"):  # a DTensor, of a sharded model
             value = value.full_tensor()
         value = torch.as_tensor(value, device=self._is_bad.device)
         self._is_bad |= ~value.detach().isfinite().all()
 
     def end_update(self) -> int:
-        """Close an update: the number of bad ones in a row, up to this one, or on a GPU up to the one before."""
+        """End an update: the number of consecutive bad ones, up to this one, or on a GPU up to the previous one."""
         self._in_a_row = (self._in_a_row + 1) * self._is_bad
         self._is_bad.zero_()
         if self._in_a_row.device.type != "cuda":
@@ -45,7 +97,7 @@ class DivergenceWatch:
 
 
 def are_finite(parameters: Iterable[torch.nn.Parameter]) -> bool:
-    """Whether no parameter that is trained has a NaN or infinite element (of sharded ones, in this process's part)."""
+    """Whether all trained parameters are finite; of sharded parameters, the part of this process."""
     parts = (
         parameter.to_local() if hasattr(parameter, "to_local") else parameter
         for parameter in parameters

@@ -1,4 +1,4 @@
-"""What a training prints: lines with loss, learning rate, gradient norm, tokens/s and ETA, or a bar on a terminal."""
+"""What a run prints: lines with loss, learning rate, gradient norm, tokens/s and ETA, or a bar on a terminal."""
 
 import logging
 import sys
@@ -6,22 +6,22 @@ import sys
 from tqdm import tqdm
 from transformers.trainer_callback import TrainerCallback
 
-from utils.progress import clock
+from utils.progress import format_duration
 
 
 logger = logging.getLogger(__name__)
 
 
 def training_line(logs: dict[str, float]) -> str:
-    """A log of training as text."""
+    """The figures of a training step as text."""
     return (
         f"loss {logs['loss']:.4f} | lr {logs['learning_rate']:.3g} | grad norm {logs.get('grad_norm', 0.0):.3g} | "
-        f"{logs['tokens_per_second']:,.0f} tokens/s | ETA {clock(logs['eta_seconds'])}"
+        f"{logs['tokens_per_second']:,.0f} tokens/s | ETA {format_duration(logs['eta_seconds'])}"
     )
 
 
 def evaluation_line(logs: dict[str, float]) -> str:
-    """A log of evaluation as text."""
+    """The figures of an evaluation as text."""
     shown = [f"eval loss {logs['eval_loss']:.4f}", f"perplexity {logs['perplexity']:.3f}"]
     if "bits_per_byte" in logs:
         shown.append(f"bits per byte {logs['bits_per_byte']:.4f}")
@@ -32,7 +32,7 @@ def evaluation_line(logs: dict[str, float]) -> str:
 
 
 class LogLines(TrainerCallback):
-    """Plain lines, for a file or a pipe."""
+    """Prints plain lines, for a file or a pipe."""
 
     def on_train_begin(self, args, state, control, train_dataloader, **kwargs):
         if state.is_world_process_zero:
@@ -56,7 +56,7 @@ class LogLines(TrainerCallback):
 
 
 class ProgressBar(TrainerCallback):
-    """A bar with the last figures beside it, for a terminal; evaluations stay as lines above it."""
+    """Shows a bar with the latest figures, for a terminal; evaluations stay above it as lines."""
 
     bar: tqdm | None = None
 

@@ -1,4 +1,4 @@
-"""The output folder of a run: may it be used, is there a checkpoint to go on from, what of an earlier run may go."""
+"""The output folder of a run: whether it may be used, the checkpoint to resume from, and what may be removed."""
 
 import logging
 import os
@@ -8,29 +8,32 @@ from pathlib import Path
 
 import yaml
 
+from utils.config.data_arguments import DataArguments
 from utils.config.training_arguments import LMTrainingArguments
 from utils.errors import UsageError
-from utils.training.checkpoint_files import UNFINISHED, find_corruption, remove
+from utils.training.checkpoint_files import UNFINISHED, find_corruption, remove, remove_leftovers
 
 
 logger = logging.getLogger(__name__)
 
-RUN_ARGS = "run_args.yaml"  # also the sign that a checkpoint is ours
+RUN_ARGS = "run_args.yaml"  # also marks a checkpoint as one of this suite
 RESULTS = ("train_results.json", "eval_results.json", "all_results.json", "trainer_state.json", "loss.png", RUN_ARGS)
-BEGUN = {RUN_ARGS, "runs"}  # what a training leaves that was killed before its first checkpoint
+STARTED = {RUN_ARGS, "runs"}  # left by a training run that was killed before its first checkpoint
 
 
-def find_checkpoint(training_args: LMTrainingArguments) -> str | None:
-    """Check the output folder, without changing anything in it, and say which checkpoint to resume from.
+def find_checkpoint(training_args: LMTrainingArguments, data_args: DataArguments) -> str | None:
+    """Check the output folder, without changing anything in it, and find the checkpoint to resume from.
 
     Returns:
-        `--resume_from_checkpoint`, or else the newest checkpoint in the folder that is not damaged; None to start from
-        the beginning.
+        `--resume_from_checkpoint` if given, else the newest intact checkpoint in the folder; None to start from the
+        beginning, and with `--preprocess_only`, which writes nothing there.
 
     Raises:
-        UsageError: an output folder that is a file, not writable, or in use by something else, or a checkpoint that
-            does not exist or is damaged.
+        UsageError: the output folder is a file, not writable, or in use by something else; or the checkpoint does not
+            exist or is corrupt.
     """
+    if data_args.preprocess_only:
+        return None
     folder = Path(training_args.output_dir)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--output_dir {folder} is a file: give a folder")
@@ -44,7 +47,7 @@ def find_checkpoint(training_args: LMTrainingArguments) -> str | None:
         if not (Path(asked_for) / "trainer_state.json").is_file():
             raise UsageError(f"--resume_from_checkpoint {asked_for}: no checkpoint there (no trainer_state.json)")
         if problem := find_corruption(Path(asked_for)):
-            raise UsageError(f"--resume_from_checkpoint {asked_for} is damaged: {problem}; give another checkpoint")
+            raise UsageError(f"--resume_from_checkpoint {asked_for} is corrupt: {problem}; give another checkpoint")
         return asked_for
     if not training_args.do_train or training_args.overwrite_output_dir:
         return None
@@ -52,37 +55,46 @@ def find_checkpoint(training_args: LMTrainingArguments) -> str | None:
     if str(asked_for).lower() == "true" and not checkpoints:
         raise UsageError(f"--resume_from_checkpoint: there is no checkpoint of this suite in {folder}")
     if str(asked_for).lower() == "false" and checkpoints:
-        raise UsageError(f"--resume_from_checkpoint false: {folder} has one; to start anew, --overwrite_output_dir")
+        raise UsageError(f"--resume_from_checkpoint false: {folder} has one; to start afresh, --overwrite_output_dir")
     for checkpoint in reversed(checkpoints):
         problem = find_corruption(checkpoint)
         if problem is None:
-            logger.info("resuming from %s (--overwrite_output_dir starts anew)", checkpoint)
+            logger.info("resuming from %s (--overwrite_output_dir starts afresh)", checkpoint)
             return str(checkpoint)
-        logger.warning("%s is damaged, and skipped for the one before: %s", checkpoint, problem)
+        logger.warning("%s is corrupt and skipped, the one before it is used: %s", checkpoint, problem)
     if checkpoints:
         raise UsageError(
-            f"--output_dir {folder}: no checkpoint to go on from, all are damaged, {checkpoints[-1].name} since "
-            f"{find_corruption(checkpoints[-1])}; --overwrite_output_dir starts anew"
+            f"--output_dir {folder}: no checkpoint to resume from, all are corrupt, {checkpoints[-1].name} because "
+            f"{find_corruption(checkpoints[-1])}; --overwrite_output_dir starts afresh"
         )
-    if folder.is_dir() and not all(path.name in BEGUN or path.name.endswith(UNFINISHED) for path in folder.iterdir()):
+    foreign = [path for path in (folder.iterdir() if folder.is_dir() else ()) if not _is_of_a_started_run(path)]
+    if foreign:
         raise UsageError(
-            f"--output_dir {folder} is not empty and has no checkpoint to go on from: choose another folder, or "
+            f"--output_dir {folder} is not empty and has no checkpoint to resume from: choose another folder, or "
             "--overwrite_output_dir to write into this one"
         )
     return None
 
 
 def list_checkpoints(folder: str | Path) -> list[Path]:
-    """The checkpoints in `folder` that this suite wrote, oldest first."""
+    """The checkpoints of this suite in `folder`, oldest first."""
     found = [path for path in Path(folder).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     ours = [path for path in found if (path / RUN_ARGS).is_file() and (path / "trainer_state.json").is_file()]
     return sorted(ours, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
-def clear_output_dir(folder: str | Path) -> None:
-    """Remove the checkpoints and results of an earlier run of this suite, which a new run would mix up with its own.
+def start_output_dir(training_args: LMTrainingArguments, run_args: dict) -> None:
+    """Prepare the folder for training: with `--overwrite_output_dir` without the files of an earlier run."""
+    if training_args.overwrite_output_dir:
+        clear_output_dir(training_args.output_dir)
+    remove_leftovers(training_args.output_dir)
+    write_run_args(training_args.output_dir, run_args)
 
-    Other files stay, also a checkpoint that something else wrote.
+
+def clear_output_dir(folder: str | Path) -> None:
+    """Remove the checkpoints and results of an earlier run of this suite, so that they do not mix with new ones.
+
+    Other files stay, including checkpoints that another program wrote.
     """
     if not (Path(folder) / RUN_ARGS).is_file() and not list_checkpoints(folder):
         return
@@ -94,7 +106,11 @@ def clear_output_dir(folder: str | Path) -> None:
 
 
 def write_run_args(folder: str | Path, run_args: dict) -> None:
-    """Write the flags that were given (from `parse_arguments`) as a file that repeats the run."""
+    """Write the flags that were given (from `parse_arguments`) to a file that repeats the run."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(run_args, sort_keys=False, allow_unicode=True)
     (Path(folder) / RUN_ARGS).write_text(text, encoding="utf-8")
+
+
+def _is_of_a_started_run(path: Path) -> bool:
+    return path.name in STARTED or path.name.endswith(UNFINISHED)

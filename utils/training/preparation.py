@@ -1,0 +1,69 @@
+"""Models and optimizers, prepared for the hardware by accelerate."""
+
+import torch
+from torch import nn
+from transformers import Trainer
+from transformers.integrations.deepspeed import deepspeed_init
+
+from utils.errors import UsageError
+
+
+def check_sharding_flags(trainer: Trainer) -> None:
+    """Refuse what does not work with DeepSpeed.
+
+    Raises:
+        UsageError: a configuration whose weights could not be saved at the end, or `--auto_find_batch_size`.
+    """
+    args = trainer.args
+    if args.auto_find_batch_size and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
+        raise UsageError("--auto_find_batch_size does not work with a sharded model; leave it out")
+    if not trainer.is_deepspeed_enabled:
+        return
+    zero = trainer.accelerator.deepspeed_config.get("zero_optimization", {})
+    if zero.get("stage") == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
+        raise UsageError(
+            "--deepspeed: with ZeRO stage 3, set stage3_gather_16bit_weights_on_model_save (accelerate: "
+            "zero3_save_16bit_model) to true: the model could not be saved without it"
+        )
+
+
+def prepare_model(trainer: Trainer, max_steps: int) -> nn.Module:
+    """Create optimizer and scheduler, and wrap the model for DDP, FSDP, DeepSpeed and mixed precision.
+
+    Sets `trainer.model_wrapped`, `trainer.optimizer` and `trainer.lr_scheduler`; with FSDP also `trainer.model`.
+
+    Returns:
+        The wrapped model.
+    """
+    accelerator = trainer.accelerator
+    if trainer.is_deepspeed_enabled:
+        trainer.optimizer, trainer.lr_scheduler = deepspeed_init(trainer, num_training_steps=max_steps)
+    if trainer.is_fsdp_enabled and not accelerator.is_fsdp2:  # FSDP1 replaces the parameters
+        trainer.model = accelerator.prepare(trainer.model)
+    trainer.create_optimizer_and_scheduler(num_training_steps=max_steps)
+    trainer.model.train()
+    if hasattr(trainer.lr_scheduler, "step"):
+        model, trainer.optimizer = accelerator.prepare(trainer.model, trainer.optimizer)
+    else:  # DeepSpeed's configuration names the scheduler
+        model, trainer.optimizer, trainer.lr_scheduler = accelerator.prepare(
+            trainer.model, trainer.optimizer, trainer.lr_scheduler
+        )
+    if trainer.is_fsdp_enabled:
+        trainer.model = model
+    trainer.model_wrapped = model
+    return model
+
+
+def add_embedding_noise(model: nn.Module, alpha: float) -> torch.utils.hooks.RemovableHandle:
+    """NEFTune (Jain et al. 2023), for `--neftune_noise_alpha`: add uniform noise to the input embeddings in training.
+
+    Its magnitude is alpha / sqrt(length * width). The handle removes the noise.
+    """
+
+    def add_noise(module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+        if not module.training:
+            return output
+        magnitude = alpha / torch.sqrt(torch.tensor(output.size(1) * output.size(2)))
+        return output + torch.zeros_like(output).uniform_(-magnitude, magnitude)
+
+    return model.get_input_embeddings().register_forward_hook(add_noise)

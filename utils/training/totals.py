@@ -1,0 +1,146 @@
+"""Exact sums over a training run, and the figures made of them."""
+
+import time
+from collections.abc import Sequence
+
+import torch
+from accelerate import Accelerator
+from transformers.trainer_callback import ExportableState, TrainerCallback, TrainerState
+
+from utils.training.dataloaders import EMPTY
+from utils.training.evaluation import count_tokens, named_losses
+
+
+class TrainingTotals(TrainerCallback, ExportableState):
+    """Exact sums over the whole training run: over all processes, and over all sessions of a resumed run.
+
+    It is a callback because transformers saves the state of such callbacks in a checkpoint's trainer_state.json.
+
+    Args:
+        nll: for each loss, the negative log-likelihood in nats, summed over its targets.
+        targets: for each loss, the number of its targets.
+        tokens: tokens that the model read, without padding.
+        seconds: time spent training, without evaluation and saving.
+    """
+
+    def __init__(self, nll: Sequence[float] = (), targets: Sequence[int] = (), tokens: int = 0, seconds: float = 0.0):
+        self.nll = list(nll)
+        self.targets = list(targets)
+        self.tokens = tokens
+        self.seconds = seconds
+
+    @classmethod
+    def zeros(cls, num_losses: int) -> "TrainingTotals":
+        return cls([0.0] * num_losses, [0] * num_losses)
+
+    def means(self, since: "TrainingTotals") -> list[float]:
+        """Each loss in nats per target, over what was added after `since`."""
+        sums = zip(self.nll, since.nll, self.targets, since.targets, strict=True)
+        return [(nll - old_nll) / max(targets - old_targets, 1) for nll, old_nll, targets, old_targets in sums]
+
+    def copy(self) -> "TrainingTotals":
+        return TrainingTotals(self.nll, self.targets, self.tokens, self.seconds)
+
+    def replace(self, other: "TrainingTotals") -> None:
+        """Take over the sums of `other`, in place: the callback handler keeps this object."""
+        vars(self).update(vars(other.copy()))
+
+    def state(self) -> dict:
+        return {"args": vars(self).copy(), "attributes": {}}
+
+
+class TrainingCounter:
+    """Counts losses, targets, tokens and time of a training run, exactly.
+
+    The sums of this process are kept on the device and are added to `totals`, with those of the other processes, only
+    when a figure is asked for.
+
+    Args:
+        losses: the name of each loss of the model, with the key of its labels in a batch.
+        accelerator: sums over the processes.
+    """
+
+    def __init__(self, losses: dict[str, str], accelerator: Accelerator):
+        self.losses = losses
+        self.accelerator = accelerator
+        self.totals = TrainingTotals.zeros(len(losses))
+        self.reset()
+
+    def reset(self, totals: TrainingTotals | None = None) -> None:
+        """Start from zero, or from the totals of a checkpoint."""
+        self.totals.replace(totals or TrainingTotals.zeros(len(self.losses)))
+        self._at_last_log = self.totals.copy()
+        device = self.accelerator.device
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        # Of this process and not yet in the totals: nll and targets of each loss, and tokens.
+        self._sums = torch.zeros(2 * len(self.losses) + 1, dtype=dtype, device=device)
+        self._clock: float | None = None  # start of the training time not yet in the totals; None while not training
+
+    def count(self, micro_batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+        """Count the targets and tokens of an update, and remove the mark of empty batches.
+
+        Returns:
+            The targets over all processes, int64 of shape (losses,).
+        """
+        if self._clock is None:
+            self._clock = time.monotonic()
+        labels = self.losses.values()
+        targets = torch.stack([sum(batch[name].ne(-100).sum() for batch in micro_batches) for name in labels])
+        self._sums[len(self.losses) : -1] += targets
+        for batch in micro_batches:
+            is_empty = batch.pop(EMPTY, None) is not None
+            self._sums[-1] += 0 if is_empty else count_tokens(batch)
+        return self.accelerator.reduce(targets, "sum")
+
+    def add_losses(self, nll: torch.Tensor) -> None:
+        """Count the summed losses of a micro-batch, in nats, of shape () or (losses,)."""
+        self._sums[: len(self.losses)] += nll.detach()
+
+    def update(self) -> None:
+        """Bring `totals` up to date. All processes call this together."""
+        *sums, tokens = self.accelerator.reduce(self._sums, "sum").tolist()
+        self._sums = torch.zeros_like(self._sums)
+        for loss in range(len(self.losses)):
+            self.totals.nll[loss] += sums[loss]
+            self.totals.targets[loss] += round(sums[len(self.losses) + loss])
+        self.totals.tokens += round(tokens)
+        if self._clock is not None:
+            now = time.monotonic()
+            self.totals.seconds += now - self._clock
+            self._clock = now
+
+    def pause(self) -> None:
+        """Do not count the time from now to the next batch as training time."""
+        if self._clock is not None:
+            self.totals.seconds += time.monotonic() - self._clock
+            self._clock = None
+
+    def log(self, grad_norm: torch.Tensor | float | None, learning_rate: float, state: TrainerState) -> dict:
+        """The figures since the last log. All processes call this together."""
+        self.update()
+        totals, since = self.totals, self._at_last_log
+        self._at_last_log = totals.copy()
+        means = totals.means(since)
+        logs = {"loss": sum(means)}
+        if grad_norm is not None:
+            logs["grad_norm"] = float(grad_norm)
+        logs["learning_rate"] = learning_rate
+        logs |= named_losses("train_{}_loss", list(self.losses), means)
+        logs["tokens_per_second"] = round((totals.tokens - since.tokens) / (totals.seconds - since.seconds), 1)
+        steps_left = state.max_steps - state.global_step
+        logs["eta_seconds"] = round(totals.seconds / state.global_step * steps_left, 1)
+        return logs
+
+    def summary(self, num_examples: int | None, epoch: float) -> dict[str, float]:
+        """The figures of the whole run. All processes call this together."""
+        self.update()
+        totals = self.totals
+        means = totals.means(TrainingTotals.zeros(len(self.losses)))
+        metrics = {"train_loss": sum(means)} | named_losses("train_{}_loss", list(self.losses), means)
+        if num_examples is not None:
+            metrics["train_samples"] = num_examples
+        metrics["train_tokens"] = totals.tokens
+        metrics["train_runtime"] = round(totals.seconds, 3)
+        metrics["train_tokens_per_second"] = round(totals.tokens / max(totals.seconds, 1e-9), 1)
+        metrics["epoch"] = epoch
+        return metrics
