@@ -52,7 +52,7 @@ class Repository:
 
 
 class HubServer:
-    """The hub. HF_ENDPOINT must be set to `url`, which is known before the hub is started.
+    """The server. HF_ENDPOINT must be set to `url`, which is known before `start` is called.
 
     Attributes:
         repositories: by (kind, name), where kind is "model" or "dataset".
