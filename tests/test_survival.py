@@ -234,12 +234,14 @@ def test_damaged_checkpoints_are_skipped_and_named(flags, refused, tmp_path, cap
     assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state.pth"} <= {
         path.name for path in parts
     }
-    training_args = run_clm.parse_arguments(run_clm.LMTrainingArguments, args=["--output_dir", str(folder)])[0]
+    training_args, data_args, _ = run_clm.parse_arguments(
+        run_clm.LMTrainingArguments, run_clm.DataArguments, args=["--output_dir", str(folder), "--train_file", "a.txt"]
+    )
     for path in parts:
         content = path.read_bytes()
         path.write_bytes(content[: len(content) // 2])
         caplog.clear()
-        assert run_clm.find_checkpoint(training_args) == str(before)
+        assert run_clm.find_checkpoint(training_args, data_args) == str(before)
         skipped = [record.getMessage() for record in caplog.records if "is damaged" in record.getMessage()]
         assert len(skipped) == 1 and str(newest) in skipped[0] and path.name in skipped[0]
         if path.name != "run_args.yaml":
@@ -276,7 +278,7 @@ def test_disk_full(part, num_processes, flags, forked, tmp_path, capsys):
     assert "Traceback" not in run.output
     lines = [line for line in run.output.splitlines() if line.startswith("run_clm.py: ")]
     assert len(lines) == 1 and "checkpoint-9 could not be saved: " in lines[0]
-    assert "checkpoint-6 is as it was; make room and start again" in lines[0]
+    assert "checkpoint-6 is unchanged; make room and start again" in lines[0]
     assert re.search("File too large|PytorchStreamWriter|inline_container", lines[0])
 
 
