@@ -34,7 +34,7 @@ def add_our_adapter(model: PreTrainedModel, adapter_config: str | None, seed: in
     set_seed(seed)
     adapter_args = AdapterArguments(train_adapter=True, adapter_config=adapter_config, adapter_name="benchmark")
     model_args = _model_arguments(model.config.model_type)
-    return add_adapter(model, [], adapter_args, model_args, DataArguments(dataset_name="none"))
+    return add_adapter(model, [], adapter_args, {}, model_args, DataArguments(dataset_name="none"))
 
 
 def add_baseline_adapter(model: PreTrainedModel, adapter_config: str | None, seed: int) -> PreTrainedModel:

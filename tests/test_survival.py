@@ -224,7 +224,7 @@ def test_drop_last_that_leaves_nothing(flags, refused, tmp_path):
 # Damaged checkpoints
 
 
-def test_damaged_checkpoints_are_skipped_and_named(flags, refused, tmp_path, caplog, monkeypatch):
+def test_corrupt_checkpoints_are_skipped_and_named(flags, refused, tmp_path, caplog, monkeypatch):
     args = flags()
     run_clm.main(["--output_dir", str(tmp_path / "twin"), *args])
     run_clm.main(["--output_dir", str(tmp_path / "out"), *args, "--save_total_limit", "9"])
@@ -234,19 +234,19 @@ def test_damaged_checkpoints_are_skipped_and_named(flags, refused, tmp_path, cap
     assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state.pth"} <= {
         path.name for path in parts
     }
-    training_args, data_args, _ = run_clm.parse_arguments(
-        run_clm.LMTrainingArguments, run_clm.DataArguments, args=["--output_dir", str(folder), "--train_file", "a.txt"]
-    )
+    dataclasses = (run_clm.LMTrainingArguments, run_clm.DataArguments)
+    flags = ["--output_dir", str(folder), "--train_file", "train.txt"]
+    training_args, data_args, _ = run_clm.parse_arguments(*dataclasses, args=flags)
     for path in parts:
         content = path.read_bytes()
         path.write_bytes(content[: len(content) // 2])
         caplog.clear()
         assert run_clm.find_checkpoint(training_args, data_args) == str(before)
-        skipped = [record.getMessage() for record in caplog.records if "is damaged" in record.getMessage()]
+        skipped = [record.getMessage() for record in caplog.records if "is corrupt" in record.getMessage()]
         assert len(skipped) == 1 and str(newest) in skipped[0] and path.name in skipped[0]
         if path.name != "run_args.yaml":
             message = refused(*args, "--resume_from_checkpoint", newest)
-            assert f"--resume_from_checkpoint {newest} is damaged: {path.name}" in message
+            assert f"--resume_from_checkpoint {newest} is corrupt: {path.name}" in message
         path.write_bytes(content)
     (newest / "optimizer.pt").write_bytes(b"")
     run_clm.main(["--output_dir", str(folder), *args, "--save_total_limit", "1"])

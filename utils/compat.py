@@ -128,6 +128,9 @@ if TRANSFORMERS_5:
                     activation_checkpointing_kwargs=options or None,
                 )
 
+    def register_tokenizer_classes() -> None:
+        """Nothing to register."""
+
 else:
     NO_ADAPTERS_REASON = None
 
@@ -160,7 +163,9 @@ else:
     class TokenizersBackend(PreTrainedTokenizerFast):
         """5's name for this class, found in tokenizers that 5 saved."""
 
-    AutoTokenizer.register(PretrainedConfig, fast_tokenizer_class=TokenizersBackend)
+    def register_tokenizer_classes() -> None:
+        """Let AutoTokenizer load tokenizers that 5 saved."""
+        AutoTokenizer.register(PretrainedConfig, fast_tokenizer_class=TokenizersBackend, exist_ok=True)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str) -> None:

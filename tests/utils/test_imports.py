@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -168,7 +167,28 @@ def test_no_module_is_too_long(module):
     assert len(MODULES[module].read_text().splitlines()) <= MAX_LINES
 
 
-def test_packages_are_empty():
-    """An __init__.py has a docstring, and imports nothing."""
-    for path in (ROOT / "utils").rglob("__init__.py"):
-        assert all(isinstance(node, ast.Expr) for node in ast.parse(Path(path).read_text()).body)
+@pytest.mark.parametrize("package", ORDER[:-1])
+def test_packages_export_what_is_in_them_and_nothing_else(package):
+    """An __init__.py has a docstring, imports from its own package, and __all__ with the names that it imports."""
+    _, *imports, exports = ast.parse((ROOT / "utils" / package / "__init__.py").read_text()).body
+    assert all(isinstance(node, ast.ImportFrom) for node in imports)
+    assert all(node.module.startswith(f"utils.{package}.") for node in imports)
+    assert sorted(name.name for node in imports for name in node.names) == ast.literal_eval(exports.value)
+
+
+@pytest.mark.parametrize("script", ["run_clm", "run_mlm", "run_plm", "run_pretraining"])
+def test_scripts_use_what_packages_export(script):
+    """Or what a module has; so that no package exports what only some script uses."""
+    used = {
+        f"{node.module}.{name.name}"
+        for node in ast.walk(ast.parse((ROOT / f"{script}.py").read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module.count(".") == 1
+        for name in node.names
+    }
+    exported = {
+        f"utils.{package}.{name}"
+        for package in ORDER[:-1]
+        for name in ast.literal_eval(ast.parse((ROOT / "utils" / package / "__init__.py").read_text()).body[-1].value)
+    }
+    unused = {"utils.examples.make_blocks"} if script in ("run_mlm", "run_plm") else set()  # through make_text_blocks
+    assert exported - used == unused

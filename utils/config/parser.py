@@ -55,8 +55,7 @@ def parse_arguments(*dataclass_types: type, args: list[str] | None = None, defau
             is missing or malformed, or whatever a dataclass refuses in its `__post_init__`.
     """
     _set_up_logging()
-    parser = _FlagParser(dataclass_types, allow_abbrev=False, add_help=False)
-    parser.set_defaults(**(defaults or {}))
+    parser = _FlagParser(dataclass_types, defaults or {})
     is_script = args is None  # as opposed to a call of main(args) in a program
     args = list(sys.argv[1:] if args is None else args)
     _print_help_if_asked(parser, dataclass_types, args)
@@ -126,9 +125,10 @@ def _on_cpu(given: dict) -> bool:
 class _FlagParser(HfArgumentParser):
     """HfArgumentParser that raises UsageError instead of printing its usage, and takes `--flag` for a bool | None."""
 
-    def __init__(self, dataclass_types: tuple[type, ...], **kwargs):
-        super().__init__(dataclass_types, **kwargs)
+    def __init__(self, dataclass_types: tuple[type, ...], defaults: dict):
+        super().__init__(dataclass_types, allow_abbrev=False, add_help=False)
         for action in self._actions:
+            action.default = defaults.get(action.dest, action.default)  # after set_defaults, they would count as given
             if action.type is string_to_bool and action.nargs is None:
                 action.nargs, action.const = "?", True
 

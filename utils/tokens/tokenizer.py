@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from utils.compat import register_tokenizer_classes
 from utils.config.model_arguments import ModelArguments
 from utils.errors import UsageError
 from utils.hub.errors import explain_hub_error, is_hub_error
@@ -42,6 +43,7 @@ def load_tokenizer(
         return load_or_train_tokenizer(model_args, train_documents, document_text, needs_mask_token, for_pairs)
     name = model_args.tokenizer_name or model_args.model_name_or_path or model_args.config_name
     no_config = check_config_files(name, model_args)
+    register_tokenizer_classes()
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             name,

@@ -1,11 +1,16 @@
-"""Models and optimizers, prepared for the hardware by accelerate."""
+"""What a training run starts with: model, optimizer, scheduler and state, fresh or from a checkpoint."""
+
+from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.integrations.deepspeed import deepspeed_init
+from transformers.trainer_callback import TrainerState
 
 from utils.errors import UsageError
+from utils.training.checkpointing import load_trainer_state, load_training_state, load_weights
 
 
 def check_sharding_flags(trainer: Trainer) -> None:
@@ -25,6 +30,32 @@ def check_sharding_flags(trainer: Trainer) -> None:
             "--deepspeed: with ZeRO stage 3, set stage3_gather_16bit_weights_on_model_save (accelerate: "
             "zero3_save_16bit_model) to true: the model could not be saved without it"
         )
+
+
+def prepare_run(
+    trainer: Trainer, dataloader: DataLoader, max_steps: int, num_epochs: int, checkpoint: Path | None
+) -> nn.Module:
+    """Prepare model, optimizer, scheduler and state, fresh or as they were at a checkpoint.
+
+    Returns:
+        The model in its wrapper for DDP, FSDP or DeepSpeed.
+    """
+    if checkpoint is not None and not trainer.is_sharded:
+        load_weights(trainer, checkpoint)
+    model = prepare_model(trainer, max_steps)
+    trainer.is_prepared = True
+    trainer.state = TrainerState(epoch=0, train_batch_size=trainer.batch_size)
+    if checkpoint is not None:
+        if trainer.is_sharded:
+            load_weights(trainer, checkpoint)
+        load_training_state(trainer, checkpoint)
+        load_trainer_state(trainer, checkpoint)
+    trainer.state.compute_steps(trainer.args, max_steps)
+    trainer.state.init_training_references(trainer, max_steps, num_epochs, None)
+    handler = trainer.callback_handler
+    handler.model, handler.optimizer, handler.lr_scheduler = trainer.model, trainer.optimizer, trainer.lr_scheduler
+    handler.train_dataloader = dataloader
+    return model
 
 
 def prepare_model(trainer: Trainer, max_steps: int) -> nn.Module:

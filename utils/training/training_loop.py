@@ -9,7 +9,6 @@ import torch
 from accelerate.utils import find_executable_batch_size, send_to_device
 from torch import nn
 from transformers.debug_utils import DebugUnderflowOverflow
-from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from utils.compat import CompatTrainer
@@ -22,8 +21,6 @@ from utils.training.checkpointing import (
     check_same_run,
     keep_best_checkpoint,
     load_rng_state,
-    load_trainer_state,
-    load_training_state,
     load_weights,
     run_metadata,
     update_best_metric,
@@ -33,7 +30,7 @@ from utils.training.dataloaders import TrainingLoader, no_worker_left_behind
 from utils.training.divergence import DivergenceWatch
 from utils.training.endings import stopped_early
 from utils.training.output_dir import start_output_dir
-from utils.training.preparation import add_embedding_noise, prepare_model
+from utils.training.preparation import add_embedding_noise, prepare_run
 from utils.training.signals import StopRequested, StopRequests, reason_and_exit_code
 
 
@@ -48,8 +45,6 @@ class TrainingLoop(CompatTrainer):
     What is computed is up to the subclass: `get_train_dataloader`, `compute_loss`, `evaluate` and `save_model`. It
     also sets `counter`, a TrainingCounter, and `adapter`, the Adapter that alone is trained, or None.
     """
-
-    args: LMTrainingArguments
 
     def __init__(self, args: LMTrainingArguments, run_args: dict | None = None, **kwargs):
         super().__init__(args=args, **kwargs)
@@ -68,8 +63,6 @@ class TrainingLoop(CompatTrainer):
         """As Trainer's, with the environment variables that `accelerate` reads set during this call."""
         with temporary_environment(**self.args.accelerate_environment):
             super().create_accelerator_and_postprocess()
-
-    # The run
 
     def train(self, resume_from_checkpoint: str | None = None) -> TrainOutput:
         """Train from the beginning or from a checkpoint.
@@ -97,8 +90,8 @@ class TrainingLoop(CompatTrainer):
                 return self._train(args.train_batch_size, checkpoint)
             except StopRequested:  # in an evaluation before the first update
                 raise self._stopped(self.stop_requests.agreed()) from None
-            except EarlyEnd:
-                self.control = self.callback_handler.on_train_end(args, self.state, self.control)  # closes the logs
+            except EarlyEnd:  # on_train_end closes the logs
+                self.control = self.callback_handler.on_train_end(args, self.state, self.control)
                 raise
             finally:
                 self.is_in_train = False
@@ -107,7 +100,7 @@ class TrainingLoop(CompatTrainer):
 
     def _train(self, batch_size: int, checkpoint: Path | None) -> TrainOutput:
         """Train with batches of `batch_size` examples per process and accumulation step."""
-        args, handler = self.args, self.callback_handler
+        args = self.args
         self.accelerator.free_memory()
         self.optimizer, self.lr_scheduler = self._given_optimizers
         self.batch_size = batch_size
@@ -121,23 +114,10 @@ class TrainingLoop(CompatTrainer):
         max_steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * updates_per_epoch)
         num_epochs = math.ceil(max_steps / updates_per_epoch)
 
-        if checkpoint is not None and not self.is_sharded:
-            load_weights(self, checkpoint)
-        model = prepare_model(self, max_steps)
-        self.is_prepared = True
-        self.state = TrainerState(epoch=0, train_batch_size=batch_size)
-        if checkpoint is not None:
-            if self.is_sharded:
-                load_weights(self, checkpoint)
-            load_training_state(self, checkpoint)
-            load_trainer_state(self, checkpoint)
-        self.state.compute_steps(args, max_steps)
-        self.state.init_training_references(self, max_steps, num_epochs, None)
+        model = prepare_run(self, dataloader, max_steps, num_epochs, checkpoint)
         self._last_logged_step = self.state.global_step
-        handler.model, handler.optimizer, handler.lr_scheduler = self.model, self.optimizer, self.lr_scheduler
-        handler.train_dataloader = dataloader
         model.zero_grad()
-        self.control = handler.on_train_begin(args, self.state, self.control)
+        self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
         if checkpoint is not None and read_metadata(checkpoint).get("evaluation_is_due"):
             if self._evaluate_and_compare():
                 self.state.best_model_checkpoint = str(checkpoint)

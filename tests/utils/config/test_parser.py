@@ -121,6 +121,17 @@ def test_run_args_hold_what_was_given_even_if_it_is_the_default(flag_file):
     assert parse_needed("--seed", "42", "--keep_linebreaks", "true")["run_args"] == NEEDED | given
 
 
+def test_defaults_of_a_script_are_not_among_the_given_flags():
+    _, data_args, run_args = parse_arguments(
+        ModelArguments,
+        DataArguments,
+        args=["--model_type", "gpt2", "--tokenizer_name", "gpt2", "--train_file", "a.txt"],
+        defaults={"document_by": "blank_line"},
+    )
+    assert data_args.document_by == "blank_line"
+    assert run_args == {"model_type": "gpt2", "tokenizer_name": "gpt2", "train_file": ["a.txt"]}
+
+
 def test_run_args_repeat_the_run(flag_file):
     first = parse(*as_flags(SCALARS))
     again = parse(flag_file(first["run_args"], ".yaml"))
