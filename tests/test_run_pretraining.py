@@ -8,6 +8,7 @@ import torch
 from conftest import MASKED_SIZES, make_lines, make_masked_model
 from datasets import Dataset, DatasetDict
 from pytorch_optimizer import Lamb
+from references import pair_reference
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForPreTraining, AutoTokenizer
 
@@ -74,30 +75,6 @@ def pair_checkpoint(tmp_path):
     return save
 
 
-def reference(folder, pairs, **masks) -> dict:
-    """What evaluation must report, by hand: one pair at a time, in float64, through plain transformers."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForPreTraining.from_pretrained(folder).eval()
-    collator = PretrainingCollator(tokenizer, **({"seed": 42} | masks))
-    sums = dict.fromkeys(("mlm_loss", "mlm_accuracy", "pair_loss", "pair_accuracy"), 0.0)
-    targets = 0
-    for example in pairs:
-        batch = collator([example])
-        with torch.no_grad():
-            logits = model(input_ids=batch["input_ids"], token_type_ids=batch["token_type_ids"])[:2]
-        token_logits, pair_logits = logits[0][0].double(), logits[1][0].double()
-        for position, label in enumerate(batch["labels"][0].tolist()):
-            if label != -100:
-                sums["mlm_loss"] -= token_logits[position].log_softmax(-1)[label].item()
-                sums["mlm_accuracy"] += int(token_logits[position].argmax() == label)
-                targets += 1
-        label = batch["next_sentence_label"].item()
-        sums["pair_loss"] -= pair_logits.log_softmax(-1)[label].item()
-        sums["pair_accuracy"] += int(pair_logits.argmax() == label)
-    expected = {name: total / (targets if name[0] == "m" else len(pairs)) for name, total in sums.items()}
-    return expected | {"eval_masked_tokens": targets, "eval_samples": len(pairs)}
-
-
 def assert_as_reference(results: dict, expected: dict, task: str = "nsp") -> None:
     expected = {name.replace("pair", task): value for name, value in expected.items()}
     for name, value in expected.items():
@@ -120,7 +97,7 @@ def test_evaluation_is_exact_at_any_batch_size(model_type, pair_checkpoint, vali
     task = "sop" if model_type == "albert" else "nsp"
     flags = ["--model_name_or_path", folder, "--validation_file", validation_file, "--do_eval", "--max_seq_length", 24]
     results = run(tmp_path / "out", *flags, "--per_device_eval_batch_size", 1)
-    expected = reference(folder, pairs_of(tmp_path, folder, 24, task=task))
+    expected = pair_reference(folder, pairs_of(tmp_path, folder, 24, task=task))
     assert expected["eval_masked_tokens"] > 50
     assert_as_reference(results, expected, task)
     others = [run(tmp_path / f"out{size}", *flags, "--per_device_eval_batch_size", size) for size in (7, 7, 64)]
@@ -220,7 +197,7 @@ def test_token_ids_of_others(pair_checkpoint, validation_file, run, tmp_path):
     masked = rows.remove_columns("input_ids").add_column("input_ids", batch["input_ids"].tolist())
     masked.add_column("labels", batch["labels"].tolist()).to_json(tmp_path / "masked.jsonl")
     results = run(tmp_path / "out", *flags, "--validation_file", tmp_path / "masked.jsonl", "--is_already_masked")
-    assert_as_reference(results, reference(folder, pairs, seed=7))
+    assert_as_reference(results, pair_reference(folder, pairs, seed=7))
 
 
 def test_token_ids_of_others_train(pair_checkpoint, train_file, run, tmp_path):
@@ -255,7 +232,7 @@ def test_text_pairs_of_others(pair_checkpoint, run, tmp_path):
         pair = tokenizer(a, b, return_tensors="np", return_attention_mask=False)
         pairs.append({name: pair[name][0] for name in pair} | {"next_sentence_label": label})
         pairs[-1] |= {"index": index, "epoch": 0}
-    expected = reference(folder, pairs)
+    expected = pair_reference(folder, pairs)
     for results in (by_default, named):
         assert_as_reference(results, expected)
     trained = run(
