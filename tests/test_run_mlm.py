@@ -163,7 +163,7 @@ def test_tokens_per_second_are_of_tokens_that_are_read(masked_checkpoint, valida
     folder = masked_checkpoint("bert")
     results = run(
         tmp_path / "out", "--model_name_or_path", folder, "--validation_file", validation_file, "--do_eval",
-        "--max_seq_length", 20, "--line_by_line", "--per_device_eval_batch_size", 1,
+        "--max_seq_length", 20, "--line_by_line", "--per_device_eval_batch_size", 7,
     )  # fmt: skip
     examples = framed_examples(AutoTokenizer.from_pretrained(folder), validation_file, 20, line_by_line=True)
     rate, runtime = results["eval_tokens_per_second"], results["eval_runtime"]
