@@ -131,7 +131,7 @@ def test_evaluation_of_a_stream_is_that_of_cached_text(tmp_path, run, checkpoint
 def test_refusals(tmp_path, refused, checkpoint):
     folder = write_shards(tmp_path / "text", make_documents(10), 1)
     common = ["--model_name_or_path", checkpoint("gpt2"), "--train_file", folder, "--streaming"]
-    assert "say with --max_steps how long" in refused(*common)
+    assert "set the length of the training with --max_steps" in refused(*common)
     stepped = [*common, "--max_steps", 5]
     assert "--eval_strategy epoch" in refused(*stepped, "--eval_strategy", "epoch")
     assert "--max_train_samples" in refused(*stepped, "--max_train_samples", 5)

@@ -186,9 +186,9 @@ def _build(
     unfinished.mkdir()
     num_left_out = 0
 
-    def encode(texts: list[str | None]) -> tuple[Encoded, int]:
-        kept = [text for text in texts if text is not None]
-        return encoder(kept), len(texts) - len(kept)
+    def encode(batch: tuple[list[str], int]) -> tuple[Encoded, int]:
+        texts, num_skipped = batch
+        return encoder(texts), num_skipped
 
     def write_batches() -> Iterator[int]:
         nonlocal num_left_out
@@ -219,17 +219,23 @@ def _build(
     unfinished.rename(path)
 
 
-def _batches(texts: Iterator[list[str | None]]) -> Iterator[list[str | None]]:
-    """Merge lists of texts into batches of more than CHARACTERS_PER_TASK characters; the last one may be shorter."""
-    batch, num_characters = [], 0
-    for some in texts:
-        batch += some
-        num_characters += sum(len(text) for text in some if text is not None)
+def _batches(lists: Iterator[list[str | None]]) -> Iterator[tuple[list[str], int]]:
+    """Merge lists of texts into batches of more than CHARACTERS_PER_TASK characters; the last one may be shorter.
+
+    Yields:
+        (texts, num_skipped): the texts of the batch, and the number of rows that are left out (None).
+    """
+    texts, num_characters, num_skipped = [], 0, 0
+    for some in lists:
+        kept = [text for text in some if text is not None]
+        texts += kept
+        num_characters += sum(map(len, kept))
+        num_skipped += len(some) - len(kept)
         if num_characters > CHARACTERS_PER_TASK:
-            yield batch
-            batch, num_characters = [], 0
-    if batch:
-        yield batch
+            yield texts, num_skipped
+            texts, num_characters, num_skipped = [], 0, 0
+    if texts or num_skipped:
+        yield texts, num_skipped
 
 
 def _job_name() -> str:

@@ -10,8 +10,8 @@ from conftest import MASKED_SIZES, make_masked_model, make_model
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForPreTraining
 
-from run_pretraining import MODEL_TYPES
 from utils.models.losses import PREDICTION_HEADS, score, use_summed_loss
+from utils.models.model_types import PRETRAINING_MODELS
 
 
 VOCAB_SIZE = 200
@@ -264,7 +264,7 @@ def test_saved_files_are_those_of_the_plain_model(model_type, tmp_path):
 # Models with a second head, for sentence pairs
 
 
-@pytest.mark.parametrize("model_type", sorted(MODEL_TYPES))
+@pytest.mark.parametrize("model_type", sorted(PRETRAINING_MODELS))
 def test_pair_losses_gradients_and_scores(model_type):
     """The plain model's loss is the sum of two means."""
     model = make_pretraining_model(model_type)

@@ -10,16 +10,16 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from run_clm import MODEL_TYPES
 from utils.config.model_arguments import ModelArguments
 from utils.errors import UsageError
 from utils.models.config import default_block_size, fit_config_to_tokenizer, load_config
 from utils.models.config_overrides import override_config
+from utils.models.model_types import CAUSAL_MODELS
 
 
 def load(*, block_size=None, **flags):
     model_args = ModelArguments(**({"tokenizer_name": "none"} | flags))
-    return load_config(model_args, AutoModelForCausalLM, MODEL_TYPES, block_size)
+    return load_config(model_args, AutoModelForCausalLM, CAUSAL_MODELS, block_size)
 
 
 SMALL = "n_embd=8,n_layer=1,n_head=2,vocab_size=50"
