@@ -1,7 +1,7 @@
 PYTHON ?= python3
-# The line of transformers: nothing for 4.57 with adapters, TRANSFORMERS=5 for 5, each in an environment of its own.
-LINE := $(if $(filter 5,$(TRANSFORMERS)),-transformers5)
-VENV := .venv$(LINE)
+# transformers 4.57 with adapters, or, with TRANSFORMERS=5, version 5. Each has an environment of its own.
+SUFFIX := $(if $(filter 5,$(TRANSFORMERS)),-transformers5)
+VENV := .venv$(SUFFIX)
 
 .PHONY: demo test tests lint style clean
 
@@ -10,8 +10,10 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed lint tests
 
+# One process per core, up to four; each runs whole files of tests.
 tests: $(VENV)/installed
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
+		$(if $(SUFFIX),-m "not any_version")
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
@@ -21,9 +23,11 @@ style: $(VENV)/installed
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-$(VENV)/installed: requirements$(LINE).txt
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+.venv/installed: requirements.txt
+.venv-transformers5/installed: requirements-transformers5.txt
+.venv/installed .venv-transformers5/installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
 clean:

@@ -14,6 +14,8 @@ from types import ModuleType
 import accelerate
 import pytest
 import torch
+import torch.distributed.run
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from transformers import TrainerCallback
 
 from utils.training.trainer import LMTrainer
@@ -101,6 +103,23 @@ class Forked:
     @property
     def output(self) -> str:
         return self.log.read_text()
+
+
+def torchrun(log: Path, *words, **environment: str) -> Forked:
+    """The launcher, forked. The processes that it starts are new ones."""
+
+    def launch() -> None:
+        try:
+            torch.distributed.run.main([str(word) for word in words])
+        except ChildFailedError as error:
+            print(error, file=sys.stderr)
+            sys.exit(1)
+
+    def set_environment(monkeypatch, rank):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+
+    return Forked(log, launch, set_environment)
 
 
 def at_step(step: int, action: Callable[[], None], of_rank: int = 0) -> Callable:

@@ -6,11 +6,15 @@ without an owner (gpt2, wikitext) by the hub's redirects.
 
 import io
 import json
+import random
 import shlex
+from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 from conftest import ROOT, make_lines, make_masked_model, make_model, make_xlnet, needs_adapters
+from references import causal_reference, masked_reference, pair_reference, permutation_reference
 from transformers import BertConfig, BertForPreTraining
 
 import run_clm
@@ -90,6 +94,10 @@ COMMANDS = {
 }  # fmt: skip
 
 
+# How many tokens an example has: what the stand-in's positions hold, or the flag says.
+LENGTHS = {"clm": 128, "clm scratch": 102, "clm adapter scratch": 102, "mlm": 64, "mlm padded": 32, "plm": 512}
+
+
 def in_parquet(rows: list[dict]) -> bytes:
     buffer = io.BytesIO()
     datasets.Dataset.from_list(rows).to_parquet(buffer)
@@ -117,9 +125,17 @@ def wikitext(num_lines: int, seed: int) -> list[dict]:
     return rows
 
 
+def wikitext_splits(seed: int) -> dict[str, list[dict]]:
+    return {"train": wikitext(200, seed), "validation": wikitext(45, seed + 1), "test": wikitext(20, seed + 2)}
+
+
+WIKITEXT_ROWS = {"wikitext-2-raw-v1": wikitext_splits(10), "wikitext-103-raw-v1": wikitext_splits(20)}
+OSCAR_TEXTS = ["\n".join(make_lines(20, seed)) for seed in range(20)]
+
+
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory, tokenizer, masked_tokenizer):
-    """The models as folders and the data sets as files, by the names they have on the hub."""
+    """The models as folders and the data sets as files, by the names they have on the hub; and the pairs of one."""
     folder = tmp_path_factory.mktemp("shelf")
     wordpiece = train_tokenizer("wordpiece", [make_lines(200)], 300)
     unigram = train_tokenizer("unigram", [make_lines(200)], 60, add_special_tokens=True)
@@ -144,28 +160,19 @@ def shelf(tmp_path_factory, tokenizer, masked_tokenizer):
     for number in range(40):
         row = wordpiece(lines[number], lines[-number - 1], max_length=128, padding="max_length", truncation=True)
         pairs.append(dict(row) | {"next_sentence_label": number % 2})
-    texts = {"train": wikitext(200, 0), "validation": wikitext(80, 1), "test": wikitext(20, 2)}
-    return (
-        folder,
-        list(models),
-        {
-            "Salesforce/wikitext": data_set({"wikitext-103-raw-v1": texts, "wikitext-2-raw-v1": texts}),
-            "Graphcore/wikipedia-bert-128": {"data/train.parquet": in_parquet(pairs)},
-            "oscar-corpus/oscar": data_set(
-                {
-                    "unshuffled_deduplicated_no": {
-                        "train": [{"id": 0, "text": "\n".join(make_lines(20, s))} for s in range(20)]
-                    }
-                }
-            ),
-        },
-    )
+    oscar = {"unshuffled_deduplicated_no": {"train": [{"id": 0, "text": text} for text in OSCAR_TEXTS]}}
+    files = {
+        "Salesforce/wikitext": data_set(WIKITEXT_ROWS),
+        "Graphcore/wikipedia-bert-128": {"data/train.parquet": in_parquet(pairs)},
+        "oscar-corpus/oscar": data_set(oscar),
+    }
+    return folder, list(models), files, pairs
 
 
 @pytest.fixture
 def stocked_hub(shelf, hub, monkeypatch, tmp_path):
     """The hub with all of it; the current folder is one with the text files that the commands name."""
-    folder, models, data_sets = shelf
+    folder, models, data_sets, _ = shelf
     for name in models:
         hub.add("model", name, folder / name)
     for name, files in data_sets.items():
@@ -176,7 +183,7 @@ def stocked_hub(shelf, hub, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "path" / "to").mkdir(parents=True)
     (tmp_path / "path" / "to" / "train.txt").write_text("\n".join(make_lines(200)) + "\n")
-    (tmp_path / "path" / "to" / "validation.txt").write_text("\n".join(make_lines(80, 1)) + "\n")
+    (tmp_path / "path" / "to" / "validation.txt").write_text("\n".join(make_lines(45, 1)) + "\n")
     return hub
 
 
@@ -189,17 +196,70 @@ def run_command(command: str, tmp_path, *more: str) -> dict:
     return json.loads((tmp_path / output_dir / "all_results.json").read_text()) | {"folder": tmp_path / output_dir}
 
 
+def held_out(values: list) -> list:
+    """The 5 % that a command without validation data evaluates on."""
+    indices = random.Random(42).sample(range(len(values)), max(round(len(values) * 0.05), 1))
+    return [values[index] for index in sorted(indices)]
+
+
+def validation_text(name: str, tmp_path) -> str:
+    """What a command evaluates on: what it names, or a part of the only file."""
+    if "103" in name:
+        return "".join(row["text"] for row in WIKITEXT_ROWS["wikitext-103-raw-v1"]["validation"])
+    if "one file" in name:
+        return "".join(held_out((tmp_path / "path/to/train.txt").read_text().splitlines(keepends=True)))
+    if "path/to" in COMMANDS[name]:
+        return (tmp_path / "path/to/validation.txt").read_text()
+    return "".join(row["text"] for row in WIKITEXT_ROWS["wikitext-2-raw-v1"]["validation"])
+
+
+def pairs_in_plain_form(rows: list[dict]) -> list[dict]:
+    """The held-out pairs without their padding."""
+    pairs = []
+    for index, row in enumerate(held_out(rows)):
+        length = sum(row["attention_mask"])
+        pair = {key: np.array(row[key][:length]) for key in ("input_ids", "token_type_ids")}
+        pairs.append(pair | {"next_sentence_label": row["next_sentence_label"], "index": index, "epoch": 0})
+    return pairs
+
+
+def plain_evaluation(name: str, folder: Path, shelf, tmp_path) -> dict:
+    """What the model in the folder gives on the text of a command, in plain transformers."""
+    script = name.split()[0]
+    if script == "pretraining":
+        expected = pair_reference(folder, pairs_in_plain_form(shelf[3]))
+        return expected | {"eval_loss": expected["mlm_loss"] + expected["pair_loss"]}
+    text_file = tmp_path / "validation-text.txt"
+    text_file.write_text(validation_text(name, tmp_path))
+    if script == "clm":
+        return causal_reference(folder, text_file, LENGTHS.get(name, LENGTHS["clm"]))
+    reference = {"mlm": masked_reference, "plm": permutation_reference}[script]
+    return reference(
+        folder, text_file, LENGTHS.get(name, LENGTHS[script]), line_by_line="line_by_line" in COMMANDS[name]
+    )
+
+
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=needs_adapters if "adapter" in name else []) for name in COMMANDS if name != "oscar"],
 )
-def test_command(name, stocked_hub, tmp_path):
+def test_command(name, shelf, stocked_hub, tmp_path):
+    """It trains, and evaluates as plain transformers does: the model that it names, on the text that it names."""
     results = run_command(COMMANDS[name], tmp_path)
-    assert 0 < results["eval_loss"] < 8 and results["perplexity"] > 1
-    assert results["train_tokens"] > 0 and results["eval_samples"] > 0
     files = {path.name for path in results["folder"].iterdir()}
     assert ("adapter.safetensors" in files) == ("adapter" in name)
     assert ("model.safetensors" in files) == ("adapter" not in name or "scratch" in name)
+    folder, tolerance = results["folder"], 1e-5
+    if "adapter" in name:  # starts near the identity, and two updates change little
+        tolerance = 1e-2
+    if "adapter" in name and "scratch" not in name:
+        folder = shelf[0] / ("openai-community/gpt2" if "clm" in name else "FacebookAI/roberta-base")
+    expected = plain_evaluation(name, folder, shelf, tmp_path)
+    assert results["eval_loss"] == pytest.approx(expected["eval_loss"], abs=tolerance)
+    for key in expected.keys() & {"eval_samples", "eval_tokens", "eval_masked_tokens", "eval_predicted_tokens"}:
+        assert results[key] == expected[key]
+    state = json.loads((results["folder"] / "trainer_state.json").read_text())
+    assert state["global_step"] == 2
     asked = {request.split(" ", 1)[1] for request in stocked_hub.requests}
     assert any(path.endswith("config.json") for path in asked)
     if "--dataset_name" in COMMANDS[name]:
@@ -215,7 +275,11 @@ def test_oscar(stocked_hub, masked_tokenizer, tmp_path, monkeypatch):
     masked_tokenizer.save_pretrained(folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     results = run_command(COMMANDS["oscar"], tmp_path)
-    assert results["eval_samples"] > 0
+    (text,) = held_out(OSCAR_TEXTS)
+    (tmp_path / "held-out.txt").write_text(text)
+    expected = masked_reference(folder, tmp_path / "held-out.txt", 128)
+    assert results["eval_loss"] == pytest.approx(expected["eval_loss"], abs=1e-5)
+    assert results["eval_samples"] == expected["eval_samples"]
     assert (folder / "tokenizer.json").read_bytes() == before["tokenizer.json"]
     config = json.loads((folder / "config.json").read_text())
     assert config.items() >= {"hidden_size": 16, "num_hidden_layers": 2, "model_type": "roberta"}.items()

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -13,8 +12,8 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from conftest import ROOT, make_masked_model, make_model, make_xlnet, needs_adapters, run_python
-from processes import free_port
+from conftest import ROOT, make_masked_model, make_model, make_xlnet, needs_adapters
+from processes import free_port, torchrun
 from safetensors.torch import load_file
 from scripts import ADAPTER, SCRIPTS, flags_of, save_checkpoints, write_documents
 
@@ -116,10 +115,11 @@ def sharded(folder) -> Path:
     runs.append(("bf16", "clm", flags_for(folder, "clm", 4, "--bf16", "true")))
     (folder / "runs.json").write_text(json.dumps(runs))
     (folder / "job.py").write_text(SHARDED_JOB)
-    run_python(
-        "-m", "torch.distributed.run", "--nproc_per_node", 2, "--standalone", folder / "job.py", folder,
-        SECONDS_TO_BUILD, PYTHONPATH=str(ROOT), **FSDP2,
+    job = torchrun(
+        folder / "log", "--nproc_per_node", 2, "--standalone", folder / "job.py", folder, SECONDS_TO_BUILD,
+        PYTHONPATH=str(ROOT), **FSDP2,
     )  # fmt: skip
+    assert job.wait(300) == [0], job.output
     return folder
 
 
@@ -254,29 +254,20 @@ run_clm.main(sys.argv[2:])
 
 
 def two_machines(folder: Path, dies: str, *flags) -> list[tuple[int, str]]:
-    """Exit code and stderr of the two launchers."""
+    """Exit code and output of the two launchers."""
     (folder / "job.py").write_text(MACHINE_JOB)
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nnodes", 2, "--nproc_per_node", 1, "--rdzv_backend", "c10d",
-        "--rdzv_endpoint", f"localhost:{free_port()}", "--rdzv_id", "job", "--local_addr", "localhost",
+    rendezvous = [
+        "--nnodes", 2, "--nproc_per_node", 1, "--rdzv_backend", "c10d", "--rdzv_endpoint",
+        f"localhost:{free_port()}", "--rdzv_id", "job", "--local_addr", "localhost",
     ]  # fmt: skip
     environment = {"PYTHONPATH": str(ROOT), "TOKENIZED": str(folder / "tokenized.txt")}
     launchers = []
     for machine in range(2):
         # The one that is told so hosts the rendezvous, and has rank 0.
-        words = [*command, "--rdzv_conf", f"is_host={machine == 0}", folder / "job.py", dies, *flags]
-        launchers.append(
-            subprocess.Popen(
-                list(map(str, words)), cwd=ROOT, env=os.environ | environment, stderr=subprocess.PIPE,
-                stdout=subprocess.PIPE, text=True,
-            )
-        )  # fmt: skip
-    try:
-        errors = [launcher.communicate(timeout=120)[1] for launcher in launchers]
-    finally:
-        for launcher in launchers:
-            launcher.kill()
-    return [(launcher.returncode, error) for launcher, error in zip(launchers, errors, strict=True)]
+        words = [*rendezvous, "--rdzv_conf", f"is_host={machine == 0}", folder / "job.py", dies, *flags]
+        launchers.append(torchrun(folder / f"{dies}-{machine}.log", *words, **environment))
+    codes = [launcher.wait(120)[0] for launcher in launchers]
+    return [(code, launcher.output) for code, launcher in zip(codes, launchers, strict=True)]
 
 
 def test_a_machine_that_dies_ends_the_job_which_resumes_when_restarted(folder, tmp_path):

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from conftest import make_lines
+from references import causal_reference
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
@@ -18,37 +19,11 @@ SCRATCH = [
 ]  # fmt: skip
 
 
-def reference(folder, text_file, block_size: int, max_blocks: int | None = None) -> dict:
-    """What evaluation must report, counted by hand: one block at a time, in float64, through plain transformers."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    lines = text_file.read_text().splitlines(keepends=True)
-    ids = [token for line in lines for token in tokenizer(line)["input_ids"]]
-    nll, targets, correct, num_bytes = 0.0, 0, 0, 0
-    for start in list(range(0, len(ids), block_size))[:max_blocks]:
-        block = ids[start : start + block_size]
-        with torch.no_grad():
-            logits = model(torch.tensor([block])).logits[0].double()
-        for position in range(1, len(block)):
-            nll -= logits[position - 1].log_softmax(-1)[block[position]].item()
-            correct += int(logits[position - 1].argmax() == block[position])
-            num_bytes += len(tokenizer.convert_ids_to_tokens(block[position]))  # byte level: a character a byte
-            targets += 1
-    return {
-        "eval_loss": nll / targets,
-        "perplexity": math.exp(nll / targets),
-        "bits_per_byte": nll / math.log(2) / num_bytes,
-        "eval_accuracy": correct / targets,
-        "eval_tokens": targets,
-        "eval_bytes": num_bytes,
-    }
-
-
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_evaluation_is_exact_at_any_batch_size(kind, checkpoint, validation_file, run, tmp_path):
     """With a short last block and a short last batch."""
     folder = checkpoint(kind)
-    expected = reference(folder, validation_file, block_size=16)
+    expected = causal_reference(folder, validation_file, block_size=16)
     assert expected["eval_tokens"] % 15 != 0  # the last block is short
     for batch_size, *padding in ((1,), (7,), (32,), (1, "--pad_to_max_length")):
         results = run(
@@ -69,7 +44,7 @@ def test_max_eval_samples(checkpoint, validation_file, run, tmp_path):
         "--block_size", 16, "--max_eval_samples", 5,
     )  # fmt: skip
     assert results["eval_samples"] == 5
-    expected = reference(folder, validation_file, 16, max_blocks=5)
+    expected = causal_reference(folder, validation_file, 16, max_blocks=5)
     assert results["eval_loss"] == pytest.approx(expected["eval_loss"], abs=1e-5)
     assert results["eval_tokens"] == expected["eval_tokens"] == 75
 
@@ -179,7 +154,7 @@ def test_an_epoch_trains_on_every_token_once(block_size, train_file, run, tmp_pa
 def test_train_loss_is_the_mean_over_all_targets(checkpoint, train_file, run, tmp_path):
     """With a learning rate of 0 the loss of an epoch is the loss of the checkpoint, however it is batched."""
     folder = checkpoint("gpt2")
-    expected = reference(folder, train_file, 20)
+    expected = causal_reference(folder, train_file, 20)
     for batch_size in (3, 8):
         results = run(
             tmp_path / f"out{batch_size}", "--model_name_or_path", folder, "--train_file", train_file, "--do_train",
@@ -285,7 +260,7 @@ def test_a_local_metric_sees_the_targets(checkpoint, validation_file, run, tmp_p
         tmp_path / "out", "--model_name_or_path", folder, "--validation_file", validation_file, "--do_eval",
         "--block_size", 16, "--per_device_eval_batch_size", 7, "--metric", tmp_path / "my_metric",
     )  # fmt: skip
-    expected = reference(folder, validation_file, 16)
+    expected = causal_reference(folder, validation_file, 16)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = [token for line in validation_file.read_text().splitlines(True) for token in tokenizer(line)["input_ids"]]
     assert results["eval_my_metric_count"] == expected["eval_tokens"]
@@ -299,7 +274,7 @@ def test_bf16_trains_and_evaluates_in_float32(checkpoint, train_file, run, tmp_p
         tmp_path / "out", "--model_name_or_path", checkpoint("gpt2"), "--train_file", train_file, "--validation_file",
         train_file, "--block_size", 16, "--max_steps", 3, "--bf16", "true", "--use_cpu",
     )  # fmt: skip
-    expected = reference(tmp_path / "out", train_file, 16)
+    expected = causal_reference(tmp_path / "out", train_file, 16)
     assert results["eval_loss"] == pytest.approx(expected["eval_loss"], abs=1e-5)
 
 

@@ -3,10 +3,9 @@
 import json
 import math
 
-import numpy as np
 import pytest
-import torch
 from conftest import make_lines, make_masked_model
+from references import framed_examples, masked_reference
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertModel
 
 import run_mlm
@@ -25,43 +24,6 @@ def run(run):
     return lambda output_dir, *flags: run(output_dir, *flags, script=run_mlm)
 
 
-def framed_examples(tokenizer, text_file, length: int, line_by_line: bool) -> list[list[int]]:
-    """What the model must read, made by hand from the file."""
-    content = length - 2
-    lines = text_file.read_text().splitlines(keepends=not line_by_line)
-    documents = [tokenizer(line, add_special_tokens=False)["input_ids"] for line in lines]
-    if line_by_line:
-        pieces = [ids[:content] for ids in documents if ids]
-    else:
-        ids = sum(documents, [])
-        pieces = [ids[start : start + content] for start in range(0, len(ids), content)]
-    return [[tokenizer.cls_token_id, *piece, tokenizer.sep_token_id] for piece in pieces]
-
-
-def reference(folder, text_file, length: int, line_by_line: bool = False, **masks) -> dict:
-    """What evaluation must report, counted by hand: one example at a time, in float64, through plain transformers."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForMaskedLM.from_pretrained(folder).eval()
-    collator = MaskedLMCollator(tokenizer, **({"seed": 42} | masks))
-    nll, targets, correct = 0.0, 0, 0
-    examples = framed_examples(tokenizer, text_file, length, line_by_line)
-    for index, ids in enumerate(examples):
-        batch = collator([{"input_ids": np.array(ids), "index": index, "epoch": 0}])
-        with torch.no_grad():
-            logits = model(input_ids=batch["input_ids"]).logits[0].double()
-        for position, label in enumerate(batch["labels"][0].tolist()):
-            if label != -100:
-                nll -= logits[position].log_softmax(-1)[label].item()
-                correct += int(logits[position].argmax() == label)
-                targets += 1
-    return {
-        "eval_loss": nll / targets,
-        "eval_accuracy": correct / targets,
-        "eval_masked_tokens": targets,
-        "eval_samples": len(examples),
-    }
-
-
 def assert_as_reference(results: dict, expected: dict) -> None:
     assert results["eval_loss"] == pytest.approx(expected["eval_loss"], abs=1e-5)
     assert results["perplexity"] == pytest.approx(math.exp(results["eval_loss"]), rel=1e-12)
@@ -76,7 +38,7 @@ def test_evaluation_is_exact_at_any_batch_size(
 ):
     """With ragged lines, padding and a short last block; and the same again to the last digit."""
     folder = masked_checkpoint(model_type)
-    expected = reference(folder, validation_file, 18, line_by_line)
+    expected = masked_reference(folder, validation_file, 18, line_by_line)
     assert expected["eval_masked_tokens"] > 50
     flags = ["--model_name_or_path", folder, "--validation_file", validation_file, "--do_eval", "--max_seq_length", 18]
     flags += ["--line_by_line"] if line_by_line else []
@@ -108,7 +70,7 @@ def test_padding_to_the_full_length_changes_nothing(
         *["--line_by_line"] * line_by_line,
     )  # fmt: skip
     assert shapes == {40}
-    assert_as_reference(results, reference(folder, validation_file, 40, line_by_line=line_by_line))
+    assert_as_reference(results, masked_reference(folder, validation_file, 40, line_by_line=line_by_line))
 
 
 def test_masks_follow_the_flags(masked_checkpoint, validation_file, run, tmp_path):
@@ -119,7 +81,7 @@ def test_masks_follow_the_flags(masked_checkpoint, validation_file, run, tmp_pat
         "--seed", 5,
     )  # fmt: skip
     masks = {"mlm_probability": 0.4, "mask_replace_prob": 0.3, "random_replace_prob": 0.6, "seed": 5}
-    assert_as_reference(results, reference(folder, validation_file, 20, **masks))
+    assert_as_reference(results, masked_reference(folder, validation_file, 20, **masks))
 
 
 def record_examples(monkeypatch) -> list[tuple]:
@@ -189,7 +151,7 @@ def test_other_architectures_train_from_scratch(model_type, train_file, validati
         "--max_seq_length", 32, "--max_steps", 3,
     )  # fmt: skip
     folder = tmp_path / "out"
-    assert_as_reference(results, reference(folder, validation_file, 32))
+    assert_as_reference(results, masked_reference(folder, validation_file, 32))
     model = AutoModelForMaskedLM.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     inputs = tokenizer(f"the {tokenizer.mask_token} sat", return_tensors="pt")
@@ -201,7 +163,7 @@ def test_tokens_per_second_are_of_tokens_that_are_read(masked_checkpoint, valida
     folder = masked_checkpoint("bert")
     results = run(
         tmp_path / "out", "--model_name_or_path", folder, "--validation_file", validation_file, "--do_eval",
-        "--max_seq_length", 20, "--line_by_line", "--per_device_eval_batch_size", 1,
+        "--max_seq_length", 20, "--line_by_line", "--per_device_eval_batch_size", 7,
     )  # fmt: skip
     examples = framed_examples(AutoTokenizer.from_pretrained(folder), validation_file, 20, line_by_line=True)
     rate, runtime = results["eval_tokens_per_second"], results["eval_runtime"]

@@ -2,11 +2,10 @@
 
 import math
 
-import numpy as np
 import pytest
-import torch
 from conftest import make_lines, make_xlnet
-from transformers import AutoTokenizer, XLNetLMHeadModel
+from references import framed_examples, permutation_reference
+from transformers import AutoTokenizer
 
 import run_plm
 from utils.examples.permutation_collator import PermutationLMCollator
@@ -33,55 +32,6 @@ def xlnet(tmp_path, masked_tokenizer):
     return folder
 
 
-def framed_examples(tokenizer, text_file, length: int, line_by_line: bool) -> list[list[int]]:
-    """What the model must read, made by hand from the file."""
-    content = length - 2
-    lines = text_file.read_text().splitlines(keepends=not line_by_line)
-    documents = [tokenizer(line, add_special_tokens=False)["input_ids"] for line in lines]
-    if line_by_line:
-        pieces = [ids[:content] for ids in documents if ids]
-    else:
-        ids = sum(documents, [])
-        pieces = [ids[start : start + content] for start in range(0, len(ids), content)]
-    return [[tokenizer.cls_token_id, *piece, tokenizer.sep_token_id] for piece in pieces]
-
-
-def reference(folder, text_file, length: int, line_by_line: bool = False, **choices) -> dict:
-    """What evaluation must report, counted by hand: one target at a time, in float64, through plain transformers.
-
-    For each target the model reads the example anew, with one row of target_mapping, and with another token in the
-    place of each that it must not see.
-    """
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = XLNetLMHeadModel.from_pretrained(folder).eval()
-    collator = PermutationLMCollator(tokenizer, **({"seed": 42} | choices))
-    nll, targets, correct = 0.0, 0, 0
-    examples = framed_examples(tokenizer, text_file, length, line_by_line)
-    for index, ids in enumerate(examples):
-        batch = collator([{"input_ids": np.array(ids), "index": index, "epoch": 0}])
-        order = batch["order"][0]
-        is_hidden = (order >= 0) & (order[:, None] <= order)
-        for label, place in zip(batch["labels"][0], batch["targets"][0], strict=True):
-            if label == -100:
-                continue
-            assert ids[place] == label
-            target_mapping = torch.zeros(1, 1, len(ids))
-            target_mapping[0, 0, place] = 1
-            visible_ids = torch.where(is_hidden[place], 7, batch["input_ids"])
-            with torch.no_grad():
-                output = model(visible_ids, perm_mask=is_hidden[None].float(), target_mapping=target_mapping)
-            logits = output.logits[0, 0].double()
-            nll -= logits.log_softmax(-1)[label].item()
-            correct += int(logits.argmax() == label)
-            targets += 1
-    return {
-        "eval_loss": nll / targets,
-        "eval_accuracy": correct / targets,
-        "eval_predicted_tokens": targets,
-        "eval_samples": len(examples),
-    }
-
-
 def assert_as_reference(results: dict, expected: dict) -> None:
     assert results["eval_loss"] == pytest.approx(expected["eval_loss"], abs=1e-5)
     assert results["perplexity"] == pytest.approx(math.exp(results["eval_loss"]), rel=1e-12)
@@ -93,7 +43,7 @@ def assert_as_reference(results: dict, expected: dict) -> None:
 @pytest.mark.parametrize("line_by_line", [False, True])
 def test_evaluation_is_exact_at_any_batch_size(length, line_by_line, xlnet, validation_file, run, tmp_path):
     """At odd lengths too, with ragged lines, padding and a short last block; and the same again to the last digit."""
-    expected = reference(xlnet, validation_file, length, line_by_line)
+    expected = permutation_reference(xlnet, validation_file, length, line_by_line)
     assert expected["eval_predicted_tokens"] > 50
     flags = ["--model_name_or_path", xlnet, "--validation_file", validation_file, "--do_eval"]
     flags += ["--max_seq_length", length, *(["--line_by_line"] if line_by_line else [])]
@@ -121,7 +71,7 @@ def test_padding_to_the_full_length_changes_nothing(lines, xlnet, validation_fil
         "--max_seq_length", 41, "--pad_to_max_length", "--per_device_eval_batch_size", 1, *lines,
     )  # fmt: skip
     assert shapes == {(41, 41 // 6 + 5)}
-    assert_as_reference(results, reference(xlnet, validation_file, 41, line_by_line=bool(lines)))
+    assert_as_reference(results, permutation_reference(xlnet, validation_file, 41, line_by_line=bool(lines)))
 
 
 def test_targets_follow_the_flags(xlnet, validation_file, run, tmp_path):
@@ -130,7 +80,7 @@ def test_targets_follow_the_flags(xlnet, validation_file, run, tmp_path):
         "--max_seq_length", 20, "--plm_probability", 0.4, "--max_span_length", 2, "--seed", 5,
     )  # fmt: skip
     choices = {"plm_probability": 0.4, "max_span_length": 2, "seed": 5}
-    assert_as_reference(results, reference(xlnet, validation_file, 20, **choices))
+    assert_as_reference(results, permutation_reference(xlnet, validation_file, 20, **choices))
 
 
 def record_examples(monkeypatch) -> list[tuple]:

@@ -69,9 +69,9 @@ def snapshot(folder: Path) -> dict[str, bytes | None]:
         ("--learning_rate fast", ["--learning_rate", "fast"]),
         ("--eval_strategy sometimes", ["sometimes"]),
         # text
-        ("--dataset_path p", ["--dataset_name", "--dataset_path", "one source"]),
-        ("--train_file t.txt", ["--dataset_name", "--train_file", "one source"]),
-        ("--validation_file v.txt", ["--dataset_name", "--validation_file", "one source"]),
+        ("--dataset_path p", ["--dataset_name", "--dataset_path", "give only one of them"]),
+        ("--train_file t.txt", ["--dataset_name", "--train_file", "give only one of them"]),
+        ("--validation_file v.txt", ["--dataset_name", "--validation_file", "give only one of them"]),
         ("--validation_split_percentage 0", ["--validation_split_percentage 0", "1..99", "--do_train"]),
         ("--validation_split_percentage 100", ["--validation_split_percentage 100", "1..99", "--do_train"]),
         ("--validation_split_percentage -1", ["--validation_split_percentage -1", "1..99"]),
@@ -121,7 +121,10 @@ def test_flag_that_spoils_a_good_command(refused_before, tmp_path, flags, named)
     ("flags", "named"),
     [
         (SCRATCH, ["no text", "--train_file", "--validation_file", "--dataset_name"]),
-        ([*SCRATCH, "--dataset_path", "p", "--train_file", "t.txt"], ["--dataset_path", "--train_file", "one source"]),
+        (
+            [*SCRATCH, "--dataset_path", "p", "--train_file", "t.txt"],
+            ["--dataset_path", "--train_file", "give only one of them"],
+        ),
         ([*SCRATCH, "--dataset_path", "p", "--validation_file", "v"], ["--dataset_path", "--validation_file"]),
         ([*SCRATCH, "--train_file", "t.txt", "--dataset_config_name", "c"], ["--dataset_config_name goes with"]),
         ([*NEW_TOKENIZER, *DOCS], ["no model", "--model_name_or_path", "--model_type", "--config_name"]),
