@@ -47,7 +47,7 @@ needs_adapters = pytest.mark.skipif(TRANSFORMERS_5, reason="the library adapters
 # any_version and run with 4.57 alone: `make tests TRANSFORMERS=5` deselects them.
 ANY_VERSION = (
     "test_processes.py::test_accelerate_takes_the_recipe",
-    "test_processes.py::test_slurm_job_is_requeued_after_the_signal_alone",
+    "test_processes.py::test_slurm_job_is_requeued_only_after_the_signal",
     "utils/config/test_entry_point.py",
     "utils/examples/test_document_blocks.py",
     "utils/examples/test_packed_blocks.py",
@@ -138,7 +138,7 @@ def load_documents(tmp_path):
 
 
 def make_model(kind: str, vocab_size: int, **overrides):
-    """A random model of two layers, 16 wide, without dropout; weights large enough for a loss away from log(V)."""
+    """A random model of two layers, 16 wide, without dropout. Large weights keep its loss away from log(V)."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
@@ -166,7 +166,7 @@ def checkpoint(tmp_path, tokenizer):
     return save
 
 
-# Configurations of masked models; every kind of name that the architectures have for the same sizes.
+# Configurations of masked models: the names that different architectures have for the same sizes.
 MASKED_SIZES = {
     "num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "embedding_size": 8,
     "max_position_embeddings": 64, "initializer_range": 0.3, "hidden_dropout_prob": 0.0, "pad_token_id": 1,
@@ -275,7 +275,7 @@ def refused(common_args, tmp_path, capsys):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A hub without repositories, for the real clients in this process, which are online with it and it alone."""
+    """An empty hub for the real clients in this process, which are online and can reach nothing else."""
     import huggingface_hub
 
     HUB.start()
@@ -289,7 +289,7 @@ def hub(monkeypatch, tmp_path):
 
 
 def set_offline(monkeypatch, value: bool) -> None:
-    """As HF_HUB_OFFLINE does, which is read when the libraries are imported."""
+    """Has the effect of HF_HUB_OFFLINE, which is only read when the libraries are imported."""
     import datasets
     import huggingface_hub
     import transformers
@@ -304,7 +304,7 @@ def set_offline(monkeypatch, value: bool) -> None:
 
 
 def run_python(*words, **environment) -> subprocess.CompletedProcess:
-    """Run Python in a fresh process from the repository's root; its output is text, a failure raises with it."""
+    """Run Python in a fresh process in the repository's root. If it fails, the error has its output."""
     result = subprocess.run(
         [sys.executable, *map(str, words)], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True
     )

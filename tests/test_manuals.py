@@ -1,7 +1,7 @@
 """The commands of the manuals that this suite replaces, word for word, with flags that make them short.
 
-The models and data sets that they name are tiny stand-ins, served by a hub on loopback under the same names, those
-without an owner (gpt2, wikitext) by the hub's redirects.
+A hub on loopback serves tiny models and datasets under the names in the commands. Names without an owner (gpt2,
+wikitext) are redirected.
 """
 
 import io
@@ -94,7 +94,7 @@ COMMANDS = {
 }  # fmt: skip
 
 
-# How many tokens an example has: what the stand-in's positions hold, or the flag says.
+# Tokens per example: the number of positions of the small model, or what the command says.
 LENGTHS = {"clm": 128, "clm scratch": 102, "clm adapter scratch": 102, "mlm": 64, "mlm padded": 32, "plm": 512}
 
 
@@ -104,8 +104,8 @@ def in_parquet(rows: list[dict]) -> bytes:
     return buffer.getvalue()
 
 
-def data_set(configurations: dict[str, dict[str, list[dict]]]) -> dict[str, bytes]:
-    """The files of a data set on the hub: Parquet, and a README.md that names configurations and splits."""
+def dataset_files(configurations: dict[str, dict[str, list[dict]]]) -> dict[str, bytes]:
+    """The files of a dataset on the Hub: Parquet, and a README.md that names configurations and splits."""
     card, files = ["---", "configs:"], {}
     for name, splits in configurations.items():
         card += [f"- config_name: {name}", "  data_files:"]
@@ -135,7 +135,7 @@ OSCAR_TEXTS = ["\n".join(make_lines(20, seed)) for seed in range(20)]
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory, tokenizer, masked_tokenizer):
-    """The models as folders and the data sets as files, by the names they have on the hub; and the pairs of one."""
+    """A folder with the models, their names, the files of the datasets by name, and the pairs of one dataset."""
     folder = tmp_path_factory.mktemp("shelf")
     wordpiece = train_tokenizer("wordpiece", [make_lines(200)], 300)
     unigram = train_tokenizer("unigram", [make_lines(200)], 60, add_special_tokens=True)
@@ -162,22 +162,22 @@ def shelf(tmp_path_factory, tokenizer, masked_tokenizer):
         pairs.append(dict(row) | {"next_sentence_label": number % 2})
     oscar = {"unshuffled_deduplicated_no": {"train": [{"id": 0, "text": text} for text in OSCAR_TEXTS]}}
     files = {
-        "Salesforce/wikitext": data_set(WIKITEXT_ROWS),
+        "Salesforce/wikitext": dataset_files(WIKITEXT_ROWS),
         "Graphcore/wikipedia-bert-128": {"data/train.parquet": in_parquet(pairs)},
-        "oscar-corpus/oscar": data_set(oscar),
+        "oscar-corpus/oscar": dataset_files(oscar),
     }
     return folder, list(models), files, pairs
 
 
 @pytest.fixture
 def stocked_hub(shelf, hub, monkeypatch, tmp_path):
-    """The hub with all of it; the current folder is one with the text files that the commands name."""
-    folder, models, data_sets, _ = shelf
+    """The hub with these models and datasets. The current folder has the text files in the commands."""
+    folder, models, datasets_by_name, _ = shelf
     for name in models:
         hub.add("model", name, folder / name)
-    for name, files in data_sets.items():
+    for name, files in datasets_by_name.items():
         hub.add("dataset", name, files)
-    for name in (*models, *data_sets):
+    for name in (*models, *datasets_by_name):
         if name.split("/")[0] not in ("distilbert", "Graphcore"):
             hub.redirects[name.split("/")[1]] = name
     monkeypatch.chdir(tmp_path)
@@ -188,7 +188,7 @@ def stocked_hub(shelf, hub, monkeypatch, tmp_path):
 
 
 def run_command(command: str, tmp_path, *more: str) -> dict:
-    """Run it, with /tmp/ in the test's folder, and return its results."""
+    """Run the command with the test's folder in place of /tmp/, and return its results."""
     script, *words = shlex.split(command.replace("/tmp/", f"{tmp_path}/"))
     SCRIPTS[script].main([*words, *SHORT, "--cache_dir", str(tmp_path / "cache"), *more])
     output_dir = next(word for word in words if "output_dir" in word and "overwrite" not in word)
@@ -197,13 +197,13 @@ def run_command(command: str, tmp_path, *more: str) -> dict:
 
 
 def held_out(values: list) -> list:
-    """The 5 % that a command without validation data evaluates on."""
+    """The 5% on which a command without validation data evaluates."""
     indices = random.Random(42).sample(range(len(values)), max(round(len(values) * 0.05), 1))
     return [values[index] for index in sorted(indices)]
 
 
 def validation_text(name: str, tmp_path) -> str:
-    """What a command evaluates on: what it names, or a part of the only file."""
+    """The text on which a command evaluates."""
     if "103" in name:
         return "".join(row["text"] for row in WIKITEXT_ROWS["wikitext-103-raw-v1"]["validation"])
     if "one file" in name:
@@ -213,7 +213,7 @@ def validation_text(name: str, tmp_path) -> str:
     return "".join(row["text"] for row in WIKITEXT_ROWS["wikitext-2-raw-v1"]["validation"])
 
 
-def pairs_in_plain_form(rows: list[dict]) -> list[dict]:
+def held_out_pairs(rows: list[dict]) -> list[dict]:
     """The held-out pairs without their padding."""
     pairs = []
     for index, row in enumerate(held_out(rows)):
@@ -224,10 +224,10 @@ def pairs_in_plain_form(rows: list[dict]) -> list[dict]:
 
 
 def plain_evaluation(name: str, folder: Path, shelf, tmp_path) -> dict:
-    """What the model in the folder gives on the text of a command, in plain transformers."""
+    """Evaluate the model in the folder on the text of a command, in plain transformers."""
     script = name.split()[0]
     if script == "pretraining":
-        expected = pair_reference(folder, pairs_in_plain_form(shelf[3]))
+        expected = pair_reference(folder, held_out_pairs(shelf[3]))
         return expected | {"eval_loss": expected["mlm_loss"] + expected["pair_loss"]}
     text_file = tmp_path / "validation-text.txt"
     text_file.write_text(validation_text(name, tmp_path))
@@ -244,13 +244,13 @@ def plain_evaluation(name: str, folder: Path, shelf, tmp_path) -> dict:
     [pytest.param(name, marks=needs_adapters if "adapter" in name else []) for name in COMMANDS if name != "oscar"],
 )
 def test_command(name, shelf, stocked_hub, tmp_path):
-    """It trains, and evaluates as plain transformers does: the model that it names, on the text that it names."""
+    """Its evaluation equals that of plain transformers with the model and the text in the command."""
     results = run_command(COMMANDS[name], tmp_path)
     files = {path.name for path in results["folder"].iterdir()}
     assert ("adapter.safetensors" in files) == ("adapter" in name)
     assert ("model.safetensors" in files) == ("adapter" not in name or "scratch" in name)
     folder, tolerance = results["folder"], 1e-5
-    if "adapter" in name:  # starts near the identity, and two updates change little
+    if "adapter" in name:  # it starts near the identity, and two updates change little
         tolerance = 1e-2
     if "adapter" in name and "scratch" not in name:
         folder = shelf[0] / ("openai-community/gpt2" if "clm" in name else "FacebookAI/roberta-base")
@@ -267,7 +267,7 @@ def test_command(name, shelf, stocked_hub, tmp_path):
 
 
 def test_oscar(stocked_hub, masked_tokenizer, tmp_path, monkeypatch):
-    """M holds the configuration and the tokenizer, which --overwrite_output_dir leaves, and is M on the hub."""
+    """--overwrite_output_dir keeps the configuration and the tokenizer in M, which is uploaded as M."""
     monkeypatch.setenv("HF_TOKEN", "hf_writer")
     folder = tmp_path / "M"
     model = make_masked_model("roberta", len(masked_tokenizer), max_position_embeddings=130)
@@ -286,7 +286,7 @@ def test_oscar(stocked_hub, masked_tokenizer, tmp_path, monkeypatch):
     uploaded = stocked_hub.repositories["model", "tester/M"].files()
     assert {*before, "model.safetensors", "README.md"} <= set(uploaded)
     assert uploaded["model.safetensors"] == (folder / "model.safetensors").read_bytes()
-    # The same command again: the folder is no obstacle, and the results are the same.
+    # The same command again, with the output folder there: the results are the same.
     again = run_command(COMMANDS["oscar"], tmp_path)
     assert again["eval_loss"] == results["eval_loss"]
 

@@ -23,8 +23,8 @@ from utils.compat import TRANSFORMERS_5
 from utils.training.fsdp import layer_classes
 
 
-# Runs that follow each other in the same processes. accelerate shards models on accelerators alone, but its code and
-# torch's run on CPUs too, once it takes the processes for those of GPUs.
+# Runs that follow each other in the same processes. accelerate only shards models on accelerators, but its code and
+# torch's also run on CPUs, once it believes that the processes have GPUs.
 SHARDED_JOB = """
 import importlib, json, os, sys, time
 from pathlib import Path
@@ -141,7 +141,7 @@ def noted(folder: Path, name: str, what: str) -> list[list]:
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_sharded_processes_are_one(sharded, script, tmp_path):
-    """2 sharded x 4 = 1 x 8: weights and evaluation; and transformers alone loads what is saved."""
+    """2 sharded x 4 = 1 x 8: the same weights and evaluation, and the saved model loads without sharding."""
     SCRIPTS[script].main(["--output_dir", str(tmp_path / "one"), *flags_for(sharded, script, 8)])
     saved_in = sharded / f"{script}-sharded"
     one, two = results_of(tmp_path / "one"), results_of(saved_in)
@@ -163,14 +163,14 @@ def test_sharded_processes_are_one(sharded, script, tmp_path):
 
 
 def test_each_example_is_read_by_one_process(sharded):
-    """13 examples by 2 processes x 4: none is read twice to fill the last batch, and none is left out."""
+    """13 examples for 2 processes x 4: none is read twice to fill the last batch, and none is skipped."""
     first, second = noted(sharded, "clm-sharded", "read")
     for epoch in (0, 1):
         rows = [tuple(row) for read in (first, second) for at, row in read if at == epoch]
         assert len(rows) == len(set(rows)) == 13
 
 
-def test_a_long_preprocessing_is_waited_for_without_a_time_limit(sharded):
+def test_waiting_for_preprocessing_has_no_time_limit(sharded):
     """The other process waited longer than a collective would have, and all runs together tokenized each line 3 times.
 
     That is, for clm, for mlm and plm, which have the same tokenizer, and for pretraining.
@@ -212,7 +212,7 @@ def test_sharded_evaluation_alone(sharded, tmp_path):
 
 
 def test_sharded_sums_are_not_rounded_to_bfloat16(sharded):
-    """A sum of some 600 nats has steps of 4 in bfloat16; the layers themselves are computed in it."""
+    """Near 600, bfloat16 has steps of 4. Only the layers are computed in it, not the sum of the losses."""
     exact, mixed = results_of(sharded / "clm-sharded"), results_of(sharded / "bf16")
     assert mixed["eval_loss"] != exact["eval_loss"]
     assert mixed["eval_loss"] == pytest.approx(exact["eval_loss"], rel=2e-3)
@@ -220,7 +220,7 @@ def test_sharded_sums_are_not_rounded_to_bfloat16(sharded):
     assert float(torch.tensor(total).bfloat16()) != pytest.approx(total, abs=1e-3)
 
 
-def test_a_stack_of_layers_is_what_is_gathered_at_once():
+def test_layers_are_gathered_one_at_a_time():
     names = {"clm": "GPT2Block", "mlm": "BertLayer", "plm": "XLNetLayer"}
     models = {"clm": make_model("gpt2", 300), "mlm": make_masked_model("bert", 300), "plm": make_xlnet(300)}
     assert {script: layer_classes(model) for script, model in models.items()} == {k: [v] for k, v in names.items()}
@@ -263,14 +263,14 @@ def two_machines(folder: Path, dies: str, *flags) -> list[tuple[int, str]]:
     environment = {"PYTHONPATH": str(ROOT), "TOKENIZED": str(folder / "tokenized.txt")}
     launchers = []
     for machine in range(2):
-        # The one that is told so hosts the rendezvous, and has rank 0.
+        # The machine that hosts the rendezvous has rank 0.
         words = [*rendezvous, "--rdzv_conf", f"is_host={machine == 0}", folder / "job.py", dies, *flags]
         launchers.append(torchrun(folder / f"{dies}-{machine}.log", *words, **environment))
     codes = [launcher.wait(120)[0] for launcher in launchers]
     return [(code, launcher.output) for code, launcher in zip(codes, launchers, strict=True)]
 
 
-def test_a_machine_that_dies_ends_the_job_which_resumes_when_restarted(folder, tmp_path):
+def test_job_ends_when_a_machine_dies_and_resumes_when_restarted(folder, tmp_path):
     flags = flags_for(folder, "clm", 4, "--save_strategy", "steps", "--save_steps", "1", "--overwrite_cache")
     texts = lines_of_texts(folder)
     flags[flags.index("--cache_dir") + 1] = str(tmp_path / "cache")
@@ -280,9 +280,7 @@ def test_a_machine_that_dies_ends_the_job_which_resumes_when_restarted(folder, t
     assert first[0] == 1
     lines = [line for line in first[1].splitlines() if line.startswith("run_clm.py: error: ")]
     assert len(lines) == 1 and "another process of this job has ended" in lines[0] and "checkpoint" in lines[0]
-    assert (
-        lines_of(tmp_path / "tokenized.txt") == texts
-    )  # by one machine, in the cache that both see, though told to overwrite
+    assert lines_of(tmp_path / "tokenized.txt") == texts  # by one machine, though --overwrite_cache is given to both
     assert not (tmp_path / "two" / "model.safetensors").exists()
 
     again = two_machines(tmp_path, "lives", *flags, *output)
@@ -292,7 +290,7 @@ def test_a_machine_that_dies_ends_the_job_which_resumes_when_restarted(folder, t
     expected = load_file(tmp_path / "one" / "model.safetensors")
     for name, weight in load_file(tmp_path / "two" / "model.safetensors").items():
         torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-6)
-    assert lines_of(tmp_path / "tokenized.txt") == texts + texts  # and again by the restarted job, once
+    assert lines_of(tmp_path / "tokenized.txt") == texts + texts  # once more by the restarted job
 
 
 # Recipes
@@ -302,7 +300,7 @@ def test_a_machine_that_dies_ends_the_job_which_resumes_when_restarted(folder, t
     "recipe", sorted((ROOT / "recipes" / "accelerate").glob("*.yaml")), ids=lambda path: path.name
 )
 def test_accelerate_takes_the_recipe(recipe):
-    """And what it makes of it is what the name says; the header has the command."""
+    """accelerate reads the recipe as its name says, and the header has the command."""
     config = load_config_from_file(str(recipe))
     assert f"--config_file recipes/accelerate/{recipe.name}" in recipe.read_text()
     kind = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "deepspeed": "DEEPSPEED"}[recipe.stem.split("_")[0]]
@@ -338,8 +336,8 @@ echo "$*" >> "$FOLDER/log"
 
 
 @pytest.mark.parametrize("ending", ["signal", "failure"])
-def test_slurm_job_is_requeued_after_the_signal_alone(tmp_path, ending):
-    """With stand-ins for Slurm's commands and torchrun."""
+def test_slurm_job_is_requeued_only_after_the_signal(tmp_path, ending):
+    """With stubs for Slurm's commands and torchrun."""
     for name, text in {"torchrun": TORCHRUN, "srun": SRUN, "scontrol": SCONTROL}.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)

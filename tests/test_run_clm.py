@@ -1,4 +1,4 @@
-"""run_clm.py from its flags to its files: exact numbers, whatever the batch size, accumulation or processes."""
+"""run_clm.py from its flags to its files: exact losses, gradients and counts at any batch size."""
 
 import json
 import math
@@ -54,7 +54,7 @@ def test_max_eval_samples(checkpoint, validation_file, run, tmp_path):
     "text", ["ascii words only here", "café à la crème, señor Ångström", "日本語のテキストと中文"]
 )
 def test_bits_per_byte(kind, text, run, tmp_path):
-    """One block holds all the text: its bytes but those of the first token are predicted."""
+    """One block holds all the text; the bytes of all tokens but the first are predicted."""
     path = tmp_path / "text.txt"
     path.write_text("\n".join([f"{text} {i} {text[::-1]}" for i in range(8)]))
     results = run(
@@ -77,7 +77,7 @@ def test_bits_per_byte(kind, text, run, tmp_path):
 
 
 def first_gradients(trainer_flags, run, tmp_path, monkeypatch, name) -> dict[str, torch.Tensor]:
-    """The gradients with which the first optimizer step of a run is made."""
+    """The gradients of the first optimizer step of a run."""
     gradients = {}
 
     class Stop(Exception):
@@ -152,7 +152,7 @@ def test_an_epoch_trains_on_every_token_once(block_size, train_file, run, tmp_pa
 
 
 def test_train_loss_is_the_mean_over_all_targets(checkpoint, train_file, run, tmp_path):
-    """With a learning rate of 0 the loss of an epoch is the loss of the checkpoint, however it is batched."""
+    """With a learning rate of 0, an epoch's loss is that of the checkpoint, for any batches."""
     folder = checkpoint("gpt2")
     expected = causal_reference(folder, train_file, 20)
     for batch_size in (3, 8):
@@ -269,7 +269,7 @@ def test_a_local_metric_sees_the_targets(checkpoint, validation_file, run, tmp_p
 
 
 def test_bf16_trains_and_evaluates_in_float32(checkpoint, train_file, run, tmp_path):
-    """Mixed precision is for training; the reported loss is that of the saved weights."""
+    """Mixed precision is for training only; the reported loss is that of the saved weights in float32."""
     results = run(
         tmp_path / "out", "--model_name_or_path", checkpoint("gpt2"), "--train_file", train_file, "--validation_file",
         train_file, "--block_size", 16, "--max_steps", 3, "--bf16", "true", "--use_cpu",
@@ -296,7 +296,7 @@ def test_float16_weights_are_evaluated_but_not_trained(checkpoint, validation_fi
 
 
 def test_evaluation_alone_changes_no_file(checkpoint, validation_file, run, tmp_path):
-    """Into the checkpoint's own folder: only the results are added."""
+    """With the checkpoint's own folder as the output folder, only the results are added."""
     folder = checkpoint("gpt2")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     run(folder, "--model_name_or_path", folder, "--validation_file", validation_file, "--do_eval", "--block_size", 16)

@@ -1,4 +1,4 @@
-"""run_mlm.py from its flags to its files: exact numbers, and masks that depend on seed, epoch and example alone."""
+"""run_mlm.py from its flags to its files: exact losses and counts; masks depend only on seed, epoch and example."""
 
 import json
 import math
@@ -20,7 +20,7 @@ BERT = [
 
 @pytest.fixture
 def run(run):
-    """The common fixture, for this script."""
+    """The common fixture for this script."""
     return lambda output_dir, *flags: run(output_dir, *flags, script=run_mlm)
 
 
@@ -36,7 +36,7 @@ def assert_as_reference(results: dict, expected: dict) -> None:
 def test_evaluation_is_exact_at_any_batch_size(
     model_type, line_by_line, masked_checkpoint, validation_file, run, tmp_path
 ):
-    """With ragged lines, padding and a short last block; and the same again to the last digit."""
+    """With lines of all lengths, padding and a short last block. A second run is equal to the last digit."""
     folder = masked_checkpoint(model_type)
     expected = masked_reference(folder, validation_file, 18, line_by_line)
     assert expected["eval_masked_tokens"] > 50
@@ -127,7 +127,7 @@ ROBERTA = [
 
 
 def test_roberta_from_scratch_has_room_for_the_whole_block(validation_file, run, tmp_path):
-    """Its positions start after the padding token, and 512 tokens fit into the default configuration."""
+    """Its positions start after the padding index, and 512 tokens fit into the default configuration."""
     path = tmp_path / "long.txt"
     path.write_text("\n".join(make_lines(400)))
     results = run(
@@ -141,7 +141,7 @@ def test_roberta_from_scratch_has_room_for_the_whole_block(validation_file, run,
 
 @pytest.mark.parametrize("model_type", ["distilbert", "albert", "electra", "deberta-v2", "modernbert"])
 def test_other_architectures_train_from_scratch(model_type, train_file, validation_file, run, tmp_path):
-    """And evaluate exactly; and their tokenizer gives the model no more than it takes."""
+    """They also evaluate exactly, and their tokenizer gives the model only inputs that it takes."""
     names = {"distilbert": "n_layers=1,dim=16,hidden_dim=32,n_heads=2"}
     sizes = names.get(model_type, "num_hidden_layers=1,hidden_size=16,intermediate_size=32,num_attention_heads=2")
     kind = "unigram" if model_type in ("albert", "deberta-v2") else "wordpiece"
@@ -159,7 +159,7 @@ def test_other_architectures_train_from_scratch(model_type, train_file, validati
 
 
 def test_tokens_per_second_are_of_tokens_that_are_read(masked_checkpoint, validation_file, run, tmp_path):
-    """Not of masked ones, nor of padding. Runtime and rate are rounded, to 1 ms and 0.1 tokens."""
+    """Not of masked tokens or padding. Runtime and rate are rounded to 1 ms and 0.1 tokens per second."""
     folder = masked_checkpoint("bert")
     results = run(
         tmp_path / "out", "--model_name_or_path", folder, "--validation_file", validation_file, "--do_eval",
@@ -171,7 +171,7 @@ def test_tokens_per_second_are_of_tokens_that_are_read(masked_checkpoint, valida
 
 
 def test_a_new_head_is_announced(train_file, validation_file, masked_tokenizer, run, tmp_path, caplog):
-    """A BertModel has no head; a BertForMaskedLM has, and nothing is said."""
+    """A BertModel has no head, so the log says that it is new; for a BertForMaskedLM it says nothing."""
     caplog.set_level("INFO", "utils")
     folder = tmp_path / "encoder"
     model = make_masked_model("bert", len(masked_tokenizer))
@@ -191,7 +191,7 @@ def test_a_new_head_is_announced(train_file, validation_file, masked_tokenizer, 
 
 
 def test_packed_and_line_by_line_share_the_tokens(run, train_file, validation_file, masked_checkpoint, tmp_path):
-    """Where the corpus is the same: --keep_linebreaks false given to both."""
+    """If --keep_linebreaks false makes their corpus the same."""
     flags = ["--model_name_or_path", masked_checkpoint("bert"), "--validation_file", validation_file, "--do_eval"]
     flags += ["--max_seq_length", 16, "--keep_linebreaks", "false"]
     run(tmp_path / "packed", *flags)
@@ -200,7 +200,7 @@ def test_packed_and_line_by_line_share_the_tokens(run, train_file, validation_fi
 
 
 def test_line_ends_are_not_predicted_line_by_line(run, validation_file, masked_checkpoint, tmp_path, monkeypatch):
-    """Unless --keep_linebreaks true asks for them; blocks always hold them."""
+    """Unless --keep_linebreaks asks for them. Packed blocks contain them."""
     flags = ["--model_name_or_path", masked_checkpoint("bert"), "--validation_file", validation_file, "--do_eval"]
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "bert-checkpoint")
     (new_line,) = tokenizer("\n", add_special_tokens=False)["input_ids"]
@@ -258,7 +258,7 @@ def test_a_tokenizer_without_mask_token_is_refused(checkpoint, train_file, refus
 
 
 def test_a_sequence_longer_than_the_checkpoint_is_refused(masked_checkpoint, train_file, refused):
-    """RoBERTa's 64 positions are 62 for tokens, BERT's are 64."""
+    """Of 64 positions, RoBERTa uses 62 for tokens and BERT 64."""
     for model_type, limit in (("roberta", 62), ("bert", 64)):
         flags = ["--model_name_or_path", masked_checkpoint(model_type), "--train_file", train_file]
         line = refused(*flags, "--max_seq_length", limit + 1, script=run_mlm)

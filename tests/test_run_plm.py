@@ -1,4 +1,4 @@
-"""run_plm.py from its flags to its files: exact numbers, and targets that depend on seed, epoch and example alone."""
+"""run_plm.py from its flags to its files: exact losses and counts; targets depend only on seed, epoch and example."""
 
 import math
 
@@ -19,7 +19,7 @@ XLNET = [
 
 @pytest.fixture
 def run(run):
-    """The common fixture, for this script."""
+    """The common fixture for this script."""
     return lambda output_dir, *flags: run(output_dir, *flags, script=run_plm)
 
 
@@ -42,7 +42,7 @@ def assert_as_reference(results: dict, expected: dict) -> None:
 @pytest.mark.parametrize("length", [18, 31])
 @pytest.mark.parametrize("line_by_line", [False, True])
 def test_evaluation_is_exact_at_any_batch_size(length, line_by_line, xlnet, validation_file, run, tmp_path):
-    """At odd lengths too, with ragged lines, padding and a short last block; and the same again to the last digit."""
+    """Also at odd lengths, with padding and a short last block. A second run is equal to the last digit."""
     expected = permutation_reference(xlnet, validation_file, length, line_by_line)
     assert expected["eval_predicted_tokens"] > 50
     flags = ["--model_name_or_path", xlnet, "--validation_file", validation_file, "--do_eval"]
@@ -126,7 +126,7 @@ def test_an_epoch_reads_every_token_once_with_new_orders(line_by_line, train_fil
 
 
 def test_the_default_length_is_512(train_file, run, tmp_path, monkeypatch):
-    """XLNet has no positions that could run out; more is a matter of the flag."""
+    """XLNet has no maximum number of positions, so the flag may ask for more."""
     path = tmp_path / "long.txt"
     path.write_text("\n".join(make_lines(500)))
     for flags, expected in (([], 512), (["--max_seq_length", 1201], 1201)):

@@ -28,19 +28,19 @@ BERT += [f"{SIZES},attention_probs_dropout_prob=0"]
 
 @pytest.fixture
 def run(run):
-    """The common fixture, for this script."""
+    """The common fixture for this script."""
     return lambda output_dir, *flags: run(output_dir, *flags, script=run_pretraining)
 
 
 @pytest.fixture
 def refused(refused, monkeypatch):
-    """Likewise; and no model is loaded."""
+    """The common fixture for this script, which must not load a model."""
     monkeypatch.setattr(run_pretraining, "load_model", lambda *args: pytest.fail("a model was loaded"))
     return lambda *flags: refused(*flags, script=run_pretraining)
 
 
 def write_documents(path, num_documents: int, seed: int):
-    """BERT's format, a sentence a line and an empty line between documents; each document repeats words of its own."""
+    """A sentence per line and an empty line between documents, each of which repeats words of its own."""
     lines = iter(make_lines(8 * num_documents, seed))
     documents = []
     for number in range(num_documents):
@@ -94,7 +94,7 @@ def pairs_of(tmp_path, folder, length: int, **options) -> SentencePairs:
 
 @pytest.mark.parametrize("model_type", ["bert", "albert", "mobilebert", "megatron-bert"])
 def test_evaluation_is_exact_at_any_batch_size(model_type, pair_checkpoint, validation_file, run, tmp_path):
-    """And ALBERT's pairs are about their order."""
+    """ALBERT's pairs are about their order."""
     folder = pair_checkpoint(model_type)
     task = "sop" if model_type == "albert" else "nsp"
     flags = ["--model_name_or_path", folder, "--validation_file", validation_file, "--do_eval", "--max_seq_length", 24]
@@ -109,8 +109,10 @@ def test_evaluation_is_exact_at_any_batch_size(model_type, pair_checkpoint, vali
 
 
 def test_documents_and_lines_are_those_of_the_file(train_file, run, tmp_path, monkeypatch):
-    """What the model reads before masking: whole lines where nothing was cut, in their order, of one document or of
-    two. New ones each epoch, and the number of pairs fixed."""
+    """Before masking, the model reads whole lines in their order, from one document or from two.
+
+    Each epoch has new pairs, and as many as the one before.
+    """
     seen = []
     collate = PretrainingCollator.__call__
     monkeypatch.setattr(
@@ -146,7 +148,7 @@ def weights(folder) -> dict[str, torch.Tensor]:
 
 
 def test_albert_from_scratch_and_a_second_phase(train_file, run, tmp_path):
-    """With a tokenizer of its own, which frames a pair as the model has learnt it; then with longer pairs."""
+    """The trained tokenizer adds special tokens and token types to a pair. The second phase has longer pairs."""
     albert = ["--model_type", "albert", "--train_tokenizer", "unigram", "--vocab_size", 100, "--config_overrides"]
     albert += [f"{SIZES},embedding_size=16,max_position_embeddings=64"]
     folder = tmp_path / "first"
@@ -155,21 +157,21 @@ def test_albert_from_scratch_and_a_second_phase(train_file, run, tmp_path):
     assert {name for name in results if name[:4] in ("sop_", "nsp_", "mlm_")} == expected
     tokenizer = AutoTokenizer.from_pretrained(folder)
     pair = tokenizer("a cat", "a mat")
-    (cls, sep) = (tokenizer.cls_token_id, tokenizer.sep_token_id)
+    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
     a, b = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a cat", "a mat"))
     assert pair["input_ids"] == [cls, *a, sep, *b, sep]
     assert pair["token_type_ids"] == [0] * (len(a) + 2) + [1] * (len(b) + 1)
     flags = ["--model_name_or_path", folder, "--train_file", train_file, "--max_steps", 2, "--do_train"]
     second = run(tmp_path / "second", *flags, "--max_seq_length", 64, "--sentence_task", "nsp")
-    assert second["train_nsp_loss"] == pytest.approx(math.log(2), abs=0.3)  # it knows nothing yet of the new question
+    assert second["train_nsp_loss"] == pytest.approx(math.log(2), abs=0.3)  # the new question is still a guess
     assert second["train_tokens"] > 16 * 16
 
 
-# Ready-made pairs
+# Pairs made by others
 
 
 def as_ids(pairs: SentencePairs, length: int, **columns) -> Dataset:
-    """The pairs as others would store them, padded."""
+    """The pairs in the form in which others store them, padded."""
     rows = []
     for index in range(len(pairs)):
         example = pairs[index]
@@ -181,7 +183,7 @@ def as_ids(pairs: SentencePairs, length: int, **columns) -> Dataset:
 
 
 def test_token_ids_of_others(pair_checkpoint, validation_file, run, tmp_path):
-    """Pairs that were stored give the numbers of the text itself; masked ones, those of their own masks."""
+    """Stored pairs give the same figures as the text itself, and masked pairs those of their own masks."""
     folder = pair_checkpoint()
     flags = ["--model_name_or_path", folder, "--do_eval", "--max_seq_length", 24]
     from_text = run(tmp_path / "text", *flags, "--validation_file", validation_file)
@@ -204,7 +206,7 @@ def test_token_ids_of_others(pair_checkpoint, validation_file, run, tmp_path):
 
 
 def test_token_ids_of_others_train(pair_checkpoint, train_file, run, tmp_path):
-    """With new masks each epoch, and a validation part held out."""
+    """Part of the pairs is held out for validation."""
     folder = pair_checkpoint()
     flags = ["--model_name_or_path", folder, "--max_seq_length", 24]
     run(tmp_path / "text", *flags, "--validation_file", train_file, "--do_eval")
@@ -225,7 +227,7 @@ def test_token_ids_of_others_train(pair_checkpoint, train_file, run, tmp_path):
 
 
 def test_text_pairs_of_others(pair_checkpoint, run, tmp_path):
-    """By named columns, and by the only two there are; a tokenizer can be trained on them."""
+    """In columns given by flags, or the only two columns; a tokenizer can be trained on them."""
     lines = make_lines(40)
     table = {"first": lines[:20], "second": lines[20:], "next_sentence_label": [0, 1] * 10}
     Dataset.from_dict(table).to_csv(tmp_path / "pairs.csv")
@@ -260,8 +262,9 @@ def test_old_commands_run(train_file, run, tmp_path, caplog):
     plain = run(tmp_path / "plain", "--model_type", "bert", *common)
     results = run(
         tmp_path / "out", "--model_type", "bert-base-uncased", *common, "--ipu_config_name", "Graphcore/bert-base-ipu",
-        "--n_ipu", 4, "--instrument", "--dataloader_mode", "async_rebatched", "--pod_type", "pod16", "--loss_scaling", 16384,
-        "--ipu_config_overrides", "device_iterations=1", "--lamb_no_bias_correction", "--lamb", "false",
+        "--n_ipu", 4, "--instrument", "--dataloader_mode", "async_rebatched", "--pod_type", "pod16",
+        "--loss_scaling", 16384, "--ipu_config_overrides", "device_iterations=1", "--lamb_no_bias_correction",
+        "--lamb", "false",
     )  # fmt: skip
     assert results["train_loss"] == plain["train_loss"]
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
@@ -284,7 +287,7 @@ def test_config_and_tokenizer_names(pair_checkpoint, train_file, run, tmp_path):
 
 
 def test_lamb_is_that_of_the_paper(train_file, run, tmp_path, monkeypatch):
-    """You et al. 2020, algorithm 2, but for the bias correction: two steps by hand. The trainer gives its settings."""
+    """You et al. 2020, algorithm 2, without the bias correction: two steps by hand, with the trainer's settings."""
     optimizers = []
 
     class Recorder(run_pretraining.LMTrainer):
@@ -369,7 +372,7 @@ def test_bad_data_are_refused(refused, pair_checkpoint, tmp_path):
 
 
 def test_bad_models_and_tokenizers_are_refused(refused, masked_tokenizer, tokenizer, train_file, tmp_path):
-    """Without the second head, or without the tokens that stand around a pair."""
+    """A model without the second head, and tokenizers without a mask token or the special tokens of a pair."""
     folder = tmp_path / "roberta"
     make_masked_model("roberta", len(masked_tokenizer)).save_pretrained(folder)
     masked_tokenizer.save_pretrained(folder)

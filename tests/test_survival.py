@@ -90,7 +90,7 @@ def checkpoints(folder: Path) -> list[str]:
     ("name", "workers", "kills"), [("clm", 0, 3), ("mlm", 2, 2), ("plm", 0, 1), ("pretraining", 1, 1)]
 )
 def test_killed_at_random_updates(name, workers, kills, flags, forked, tmp_path):
-    """By kill -9; twice in the first epoch, or once or three times anywhere."""
+    """By kill -9, one to three times; mlm twice in the first epoch."""
     args, script = [*flags(name), "--dataloader_num_workers", workers], SCRIPTS[name]
     script.main(["--output_dir", str(tmp_path / "twin"), *map(str, args)])
     for step in sorted(random.Random(script.__name__).sample(range(2, 10 if kills == 2 else 20), kills)):
@@ -102,7 +102,7 @@ def test_killed_at_random_updates(name, workers, kills, flags, forked, tmp_path)
 
 
 def test_killed_while_it_saves(flags, forked, tmp_path):
-    """The first checkpoint, just before it gets its name; the second, half-written. Neither is a checkpoint."""
+    """Just before the first checkpoint gets its name, and halfway through the second. Neither counts as one."""
     args = flags()
     run_clm.main(["--output_dir", str(tmp_path / "twin"), *args])
 
@@ -137,7 +137,7 @@ def test_killed_while_it_saves(flags, forked, tmp_path):
 
 
 def test_two_processes_killed(flags, forked, tmp_path):
-    """One process is killed, without which the other cannot continue. Resumed by two, the run ends bit-equal."""
+    """One process is killed, and the other cannot continue alone. Resumed by two, the run ends bit-equal."""
     args = flags()
     twin = forked(run_clm, tmp_path / "twin", *args, num_processes=2)
     assert twin.wait() == [0, 0], twin.output
@@ -177,10 +177,13 @@ def test_stream_killed_and_stopped(flags, forked, tmp_path):
 
 
 def test_number_of_processes_changes_nothing(flags, forked, tmp_path, checkpoint):
-    """1 process x 8, 2 x 4, 4 x 2, and 4, then 1: the same examples, none twice, and the same weights."""
+    """1 process x 8, 2 x 4, 4 x 2, and a run of 4 resumed by 1: the same examples, each once, and weights."""
     args = ["--model_name_or_path", str(checkpoint("gpt2")), *flags()[len(FROM_SCRATCH["clm"]) :], "--optim", "sgd"]
     args += ["--max_grad_norm", 0, "--save_steps", 5]
-    args += ["--max_train_samples", 42]  # 42 = 5 x 8 + 2: two of four processes have no part in an epoch's last step
+    args += [
+        "--max_train_samples",
+        42,
+    ]  # 42 = 5 x 8 + 2: two of four processes have nothing to do in an epoch's last step
     size = "--per_device_train_batch_size"
     runs = {"one": [(1, None)], "two": [(2, None)], "four": [(4, None)], "changing": [(4, 7), (1, None)]}
     for name, parts in runs.items():
@@ -204,7 +207,7 @@ def test_number_of_processes_changes_nothing(flags, forked, tmp_path, checkpoint
 
 
 def test_another_global_batch_is_refused(flags, run, refused, tmp_path):
-    """It would train on some examples twice and never on others."""
+    """It would train on some examples twice and skip others."""
     args = flags()
     run_clm.main(["--output_dir", str(tmp_path / "out"), *args, "--max_steps", "4"])
     message = refused(*args, "--per_device_train_batch_size", 8, output_dir=tmp_path / "out")
@@ -214,14 +217,14 @@ def test_another_global_batch_is_refused(flags, run, refused, tmp_path):
     assert "seed 42" in refused(*args, "--seed", 7, output_dir=tmp_path / "out")
 
 
-def test_drop_last_that_leaves_nothing(flags, refused, tmp_path):
+def test_drop_last_that_drops_everything(flags, refused, tmp_path):
     (tmp_path / "out").mkdir()
     args = [*flags(), "--dataloader_drop_last", "--per_device_train_batch_size", 1000]
     message = refused(*args, output_dir=tmp_path / "out")
     assert "--dataloader_drop_last leaves nothing of 40 examples: an update takes 1,000" in message
 
 
-# Damaged checkpoints
+# Corrupt checkpoints
 
 
 def test_corrupt_checkpoints_are_skipped_and_named(flags, refused, tmp_path, caplog, monkeypatch):
@@ -251,7 +254,7 @@ def test_corrupt_checkpoints_are_skipped_and_named(flags, refused, tmp_path, cap
     (newest / "optimizer.pt").write_bytes(b"")
     run_clm.main(["--output_dir", str(folder), *args, "--save_total_limit", "1"])
     assert_same_run(folder, tmp_path / "twin")
-    assert checkpoints(folder) == [newest.name] and find_corruption(newest) is None  # replaced by a whole one
+    assert checkpoints(folder) == [newest.name] and find_corruption(newest) is None  # replaced by an intact one
     (newest / "scheduler.pt").unlink()
     message = refused(*args, output_dir=folder)
     assert "scheduler.pt is missing" in message and "--overwrite_output_dir" in message
@@ -264,7 +267,7 @@ def test_corrupt_checkpoints_are_skipped_and_named(flags, refused, tmp_path, cap
     ("part", "num_processes"), [("model.safetensors", 1), ("optimizer.pt", 1), ("optimizer.pt", 2)]
 )
 def test_disk_full(part, num_processes, flags, forked, tmp_path, capsys):
-    """The operating system refuses to write files beyond a size, in the middle of the third checkpoint."""
+    """While the third checkpoint is written, the operating system refuses to let files grow beyond a size."""
 
     def fill_disk():
         size = (tmp_path / "out" / "checkpoint-6" / part).stat().st_size // 2
@@ -293,10 +296,10 @@ def test_disk_full(part, num_processes, flags, forked, tmp_path, capsys):
         (signal.SIGTERM, 5, 0, 2),
     ],
 )
-def test_signal_ends_in_good_order(number, step, workers, num_processes, flags, forked, tmp_path):
-    """To any process: the step is finished and saved; the command that is printed goes on."""
+def test_signal_saves_and_ends(number, step, workers, num_processes, flags, forked, tmp_path):
+    """Whichever process gets it, the step is finished and saved, and the printed command resumes the run."""
     args = [*flags(), "--dataloader_num_workers", workers, "--save_strategy", "no"]
-    # To its group: the workers of the dataloader receive it as well.
+    # To its process group, so that dataloader workers get it as well.
     patch = at_step(step, lambda: os.killpg(0, number), of_rank=num_processes - 1)
     run = forked(run_clm, tmp_path / "out", *args, patch=patch, num_processes=num_processes)
     assert run.wait() == [128 + number] * num_processes, run.output
@@ -347,8 +350,8 @@ def test_time_is_up(flags, forked, tmp_path):
     assert checkpoints(tmp_path / "out") == ["checkpoint-1", "checkpoint-2"]
 
 
-def test_evaluation_that_is_cut_short_is_made_up_for(flags, forked, tmp_path):
-    """The best checkpoint is the twin's, also where its evaluation was due when the run ended."""
+def test_interrupted_evaluation_is_repeated(flags, forked, tmp_path):
+    """The best checkpoint is that of the uninterrupted run, even if the run ended during its evaluation."""
     args = [*flags(), "--do_eval", "--eval_strategy", "steps", "--eval_steps", "3", "--max_eval_samples", "9"]
     args += ["--load_best_model_at_end", "--learning_rate", "0.1"]
     run_clm.main(["--output_dir", str(tmp_path / "twin"), *args])
@@ -368,7 +371,7 @@ def test_evaluation_that_is_cut_short_is_made_up_for(flags, forked, tmp_path):
     run = forked(run_clm, tmp_path / "out", *args, patch=patch)
     assert run.wait() == [143], run.output
     assert read_metadata(tmp_path / "out" / f"checkpoint-{best}")["evaluation_is_due"]
-    run = forked(run_clm, tmp_path / "out", *args, patch=patch)  # again, while it makes up for it
+    run = forked(run_clm, tmp_path / "out", *args, patch=patch)  # again, while it repeats the evaluation
     assert run.wait() == [143], run.output
     run_clm.main(["--output_dir", str(tmp_path / "out"), *args])
     assert_same_run(tmp_path / "out", tmp_path / "twin")
@@ -380,7 +383,7 @@ def test_evaluation_that_is_cut_short_is_made_up_for(flags, forked, tmp_path):
 
 
 def test_stop_in_the_last_update_of_an_epoch(flags, forked, tmp_path):
-    """What is due at the end of an epoch is done, once."""
+    """Evaluation and saving at the end of the epoch happen once."""
     args = [*flags(), "--do_eval", "--eval_strategy", "epoch", "--save_strategy", "epoch", "--load_best_model_at_end"]
     run_clm.main(["--output_dir", str(tmp_path / "twin"), *args])
     twin = json.loads((tmp_path / "twin" / "trainer_state.json").read_text())
@@ -426,7 +429,7 @@ def test_torchrun(flags, tmp_path):
 
 @pytest.mark.parametrize(("what", "num_processes"), [("loss", 2), ("weights", 1)])
 def test_divergence_ends_the_run(what, num_processes, flags, forked, tmp_path):
-    """From the fifth update on (in one process); nothing of it is saved."""
+    """The fifth update diverges, in one process; nothing after it is saved."""
 
     def patch(monkeypatch, rank):
         plain = LMTrainer.compute_loss

@@ -1,4 +1,4 @@
-"""A user's mistakes end in one line that names the flag or file and the way out, early, with nothing written."""
+"""A user's mistake ends the run early with one line that names the flag or file and the remedy. Nothing is written."""
 
 import bz2
 import gzip
@@ -28,7 +28,7 @@ DOCS = ["--dataset_name", "builtin/python-docs"]
 
 @pytest.fixture
 def refused_before(refused, monkeypatch, tmp_path):
-    """As `refused`, and nothing from a stage of the script on may have been reached; {tmp} in flags is tmp_path."""
+    """Like `refused`; the script must end before the given stage. {tmp} in flags is replaced by tmp_path."""
 
     def call(stage: str, *flags, **options) -> str:
         def reached(name: str):
@@ -53,7 +53,7 @@ def tokenizer_folder(tokenizer, tmp_path) -> Path:
 
 
 def snapshot(folder: Path) -> dict[str, bytes | None]:
-    """Each path in the folder with its content."""
+    """The content of each path in the folder; None for a folder."""
     paths = folder.rglob("*")
     return {path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None for path in paths}
 
@@ -111,7 +111,7 @@ def snapshot(folder: Path) -> dict[str, bytes | None]:
         ("--resume_from_checkpoint true", ["--resume_from_checkpoint", "no checkpoint"]),
     ],
 )
-def test_flag_that_spoils_a_good_command(refused_before, tmp_path, flags, named):
+def test_one_wrong_flag(refused_before, tmp_path, flags, named):
     message = refused_before("load_corpus", *SCRATCH, *DOCS, *flags.split())
     for part in named:
         assert part.replace("{tmp}", str(tmp_path)) in message
@@ -137,13 +137,13 @@ def test_flag_that_spoils_a_good_command(refused_before, tmp_path, flags, named)
         ([*DOCS, "--config_name", "{tmp}/no-config"], ["{tmp}/no-config"]),
     ],
 )
-def test_flags_that_are_no_command(refused_before, tmp_path, flags, named):
+def test_wrong_combinations_of_flags(refused_before, tmp_path, flags, named):
     message = refused_before("load_corpus", *flags)
     for part in named:
         assert part.replace("{tmp}", str(tmp_path)) in message
 
 
-def test_bf16_where_nothing_computes_it(refused_before, monkeypatch):
+def test_bf16_without_hardware_for_it(refused_before, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
@@ -184,7 +184,7 @@ def test_output_folder_below_a_file(refused_before, tmp_path):
 
 @pytest.mark.parametrize("exists", [False, True])
 def test_output_folder_that_is_not_writable(refused_before, tmp_path, monkeypatch, exists):
-    """Root may write anywhere, so the operating system's answer is replaced."""
+    """Root may write anywhere, so os.access is replaced."""
     folder = tmp_path / "locked" / "results"
     (folder if exists else folder.parent).mkdir(parents=True)
     denied = folder if exists else folder.parent
@@ -198,7 +198,7 @@ def test_output_folder_that_is_not_writable(refused_before, tmp_path, monkeypatc
 
 @pytest.fixture
 def earlier_run(tmp_path) -> Path:
-    """What a run of this suite leaves, in small."""
+    """The files that a run of this suite leaves, with little in them."""
     folder = tmp_path / "results"
     for name in (
         "run_args.yaml",
@@ -214,7 +214,7 @@ def earlier_run(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "data/notes.txt", "checkpoint-7/trainer_state.json", "config.json"])
-def test_output_folder_in_use_without_a_checkpoint_of_ours(refused_before, tmp_path, name):
+def test_output_folder_in_use_by_something_else(refused_before, tmp_path, name):
     folder = tmp_path / "results"
     (folder / name).parent.mkdir(parents=True)
     (folder / name).write_text("mine")
@@ -224,7 +224,7 @@ def test_output_folder_in_use_without_a_checkpoint_of_ours(refused_before, tmp_p
     assert snapshot(folder) == before
 
 
-def test_declining_the_checkpoint_that_is_there(refused_before, earlier_run):
+def test_refusing_to_resume_without_overwriting(refused_before, earlier_run):
     before = snapshot(earlier_run)
     flags = [*SCRATCH, *DOCS, "--resume_from_checkpoint", "false"]
     message = refused_before("load_corpus", *flags, output_dir=earlier_run)
@@ -240,7 +240,7 @@ def test_overwriting_the_checkpoint_to_resume_from(refused_before, earlier_run):
     assert snapshot(earlier_run) == before
 
 
-def test_overwriting_keeps_foreign_files_and_trains_anew(run, checkpoint, train_file, tmp_path):
+def test_overwriting_keeps_foreign_files_and_trains_from_the_start(run, checkpoint, train_file, tmp_path):
     folder = tmp_path / "results"
     flags = [
         "--model_name_or_path",
@@ -308,7 +308,7 @@ def test_mistake_with_overwriting_destroys_nothing(
         ("texts/README.md", "must end in one of .txt"),
     ],
 )
-def test_files_that_are_not_there(refused_before, train_file, tmp_path, flag, path, reason):
+def test_missing_files(refused_before, train_file, tmp_path, flag, path, reason):
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "README.md").write_text("not text for a model")
     flags = {"--train_file": train_file, flag: tmp_path / path}
@@ -424,7 +424,7 @@ def test_one_document_without_validation_text(refused_before, train_file):
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "a file"])
 @pytest.mark.parametrize("flag", ["--dataset_path", "--dataset_name"])
-def test_data_set_that_is_not_there(refused_before, tmp_path, flag, kind):
+def test_missing_dataset(refused_before, tmp_path, flag, kind):
     path = tmp_path / "saved"
     if kind == "empty":
         path.mkdir()
@@ -433,7 +433,7 @@ def test_data_set_that_is_not_there(refused_before, tmp_path, flag, kind):
     assert f"{flag} {path}" in refused_before("load_tokenizer", *SCRATCH, flag, path)
 
 
-def test_saved_data_set_that_is_damaged(refused_before, tmp_path):
+def test_corrupt_saved_dataset(refused_before, tmp_path):
     Dataset.from_dict({"text": ["a", "b"]}).save_to_disk(tmp_path / "saved")
     for file in (tmp_path / "saved").glob("*.arrow"):
         file.write_bytes(file.read_bytes()[:20])
@@ -459,7 +459,7 @@ def test_evaluation_text_shorter_than_a_block(
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "a file", "hub"])
-def test_tokenizer_that_is_not_there(refused_before, train_file, tmp_path, kind):
+def test_missing_tokenizer(refused_before, train_file, tmp_path, kind):
     path = "no-one/no-tokenizer" if kind == "hub" else tmp_path / "no-tokenizer"
     if kind == "empty":
         path.mkdir()
@@ -471,20 +471,20 @@ def test_tokenizer_that_is_not_there(refused_before, train_file, tmp_path, kind)
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"model": 3}'])
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "config.json"])
-def test_tokenizer_that_is_malformed(refused_before, train_file, tokenizer_folder, name, content):
+def test_malformed_tokenizer(refused_before, train_file, tokenizer_folder, name, content):
     if (name, content) in (("tokenizer_config.json", "{}"), ("tokenizer_config.json", '{"model": 3}')):
         (tokenizer_folder / "tokenizer.json").unlink()  # otherwise nothing would be wrong
     if name == "config.json":
         (tokenizer_folder / "tokenizer_config.json").unlink()
         if TRANSFORMERS_5 and content in ("{}", '{"model": 3}'):
-            (tokenizer_folder / "tokenizer.json").unlink()  # which 5 takes by itself
+            (tokenizer_folder / "tokenizer.json").unlink()  # which 5 can load on its own
     (tokenizer_folder / name).write_text(content)
     flags = [*MODEL, "--tokenizer_name", tokenizer_folder, "--train_file", train_file]
     assert f"--tokenizer_name {tokenizer_folder}: " in refused_before("tokenize_documents", *flags)
 
 
 @pytest.mark.parametrize(("kind", "size"), [("bpe", 256), ("bpe", 1), ("wordpiece", 5), ("unigram", 7), ("bpe", -1)])
-def test_vocabulary_that_is_too_small(refused_before, train_file, kind, size):
+def test_vocabulary_too_small(refused_before, train_file, kind, size):
     flags = [*MODEL, "--train_tokenizer", kind, "--vocab_size", size, "--train_file", train_file]
     assert f"--vocab_size {size}" in refused_before("tokenize_documents", *flags)
 
@@ -495,7 +495,7 @@ def test_training_a_tokenizer_without_training_text(refused_before, validation_f
     assert "--train_tokenizer" in message and "--train_file" in message
 
 
-def test_end_of_text_that_the_tokenizer_does_not_have(refused_before, train_file, tokenizer_folder):
+def test_append_eos_without_an_end_of_text_token(refused_before, train_file, tokenizer_folder):
     config = json.loads((tokenizer_folder / "tokenizer_config.json").read_text())
     (tokenizer_folder / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": None}))
     (tokenizer_folder / "special_tokens_map.json").unlink(missing_ok=True)  # transformers 5 has none
@@ -504,14 +504,14 @@ def test_end_of_text_that_the_tokenizer_does_not_have(refused_before, train_file
     assert "--append_eos" in message and "leave it out" in message
 
 
-def test_overridden_vocabulary_that_is_too_small(refused_before, train_file):
+def test_overridden_vocabulary_too_small(refused_before, train_file):
     flags = [*NEW_TOKENIZER, "--model_type", "gpt2", "--config_overrides", f"{CONFIG},vocab_size=10"]
     message = refused_before("LMTrainer", *flags, "--train_file", train_file)
     assert "--config_overrides vocab_size=10" in message and "leave it out" in message
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "cut off", "not safetensors", "of other shapes"])
-def test_weights_that_cannot_be_used(refused_before, checkpoint, train_file, tmp_path, kind):
+def test_unusable_weights(refused_before, checkpoint, train_file, tmp_path, kind):
     folder = checkpoint("gpt2")
     weights = folder / "model.safetensors"
     content = weights.read_bytes()
@@ -528,16 +528,16 @@ def test_weights_that_cannot_be_used(refused_before, checkpoint, train_file, tmp
 
 
 @pytest.mark.parametrize("attention", ["nonsense", "flash_attention_2"])
-def test_attention_that_is_not_there(refused_before, checkpoint, train_file, attention):
+def test_unknown_attention(refused_before, checkpoint, train_file, attention):
     flags = ["--train_file", train_file, "--do_train", "--attn_implementation", attention]
     for model in (["--model_name_or_path", checkpoint("gpt2")], SCRATCH):
         assert "--attn_implementation" in refused_before("LMTrainer", *model, *flags)
 
 
-# As the shell sees it
+# On the command line
 
 
-def test_the_same_in_a_process_of_its_own(tmp_path):
+def test_on_the_command_line(tmp_path):
     result = subprocess.run(
         [sys.executable, ROOT / "run_clm.py", "--trian_file", "x"], cwd=tmp_path, capture_output=True, text=True
     )
