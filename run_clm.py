@@ -51,7 +51,7 @@ print(generate("The", max_new_tokens=40)[0]["generated_text"])""",
 
 
 def document_text(row: dict) -> str | None:
-    """The text of one row; edit this for titles, templates or filters (None leaves the row out)."""
+    """What the model reads of one row; edit this for titles, templates, or filters (None leaves the row out)."""
     return row["text"]
 
 

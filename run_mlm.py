@@ -44,7 +44,7 @@ for guess in fill_mask("The {mask} is here."):
 
 
 def document_text(row: dict) -> str | None:
-    """The text of one row; edit this for titles, templates or filters (None leaves the row out)."""
+    """What the model reads of one row; edit this for titles, templates, or filters (None leaves the row out)."""
     return row["text"]
 
 

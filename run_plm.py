@@ -45,7 +45,7 @@ print(pipeline("text-generation", model="{model}")("Once upon a time", max_new_t
 
 
 def document_text(row: dict) -> str | None:
-    """The text of one row; edit this for titles, templates or filters (None leaves the row out)."""
+    """What the model reads of one row; edit this for titles, templates, or filters (None leaves the row out)."""
     return row["text"]
 
 

@@ -64,7 +64,7 @@ print("{question}:", outputs[1].softmax(-1)[0, 0].item())""",
 
 
 def document_text(row: dict) -> str | None:
-    """The text of one row; edit this for titles, templates or filters (None leaves the row out)."""
+    """What the model reads of one row; edit this for titles, templates, or filters (None leaves the row out)."""
     return row["text"]
 
 
