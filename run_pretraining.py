@@ -115,7 +115,7 @@ def main(args: list[str] | None = None) -> None:
     text = column_text(*columns) if columns else document_text
     tokenizer = load_tokenizer(model_args, raw_datasets.get("train"), text, needs_mask_token=True, for_pairs=True)
 
-    # Blocks: pairs of texts A and B, drawn anew each epoch from the segments of documents; or those of the dataset
+    # Blocks: pairs of texts A and B, made of the segments of documents, new ones each epoch; or pairs of the dataset
     block_size = data_args.block_size or default_block_size(config, tokenizer.model_max_length)
     tokenize = partial(
         tokenize_documents,

@@ -54,7 +54,7 @@ if TRANSFORMERS_5:
         "--mp_parameters": "leave it out",
         "--ray_scope": "leave it out",
         "--include_inputs_for_metrics": "leave it out, it has no effect in this suite",
-        "--include_tokens_per_second": "leave it out, tokens a second are always there",
+        "--include_tokens_per_second": "leave it out, tokens per second are always reported",
         "--jit_mode_eval": "leave it out, it has no effect in this suite",
         "--past_index": "leave it out, it has no effect in this suite",
         "--use_legacy_prediction_loop": "leave it out, it has no effect in this suite",

@@ -14,7 +14,7 @@ from utils.training.batch_sampler import EpochBatches
 from utils.training.signals import ignore_signals
 
 
-EMPTY = "is_empty_batch"  # key of a batch that only stands in for a missing one
+EMPTY = "is_empty_batch"  # key that marks a batch without examples
 
 
 class TrainingLoader(DataLoader):

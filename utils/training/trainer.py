@@ -160,9 +160,10 @@ class LMTrainer(TrainingLoop):
         return lamb(args) if args.optim == "lamb" else TrainingLoop.get_optimizer_cls_and_kwargs(args, model)
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
-        """The summed loss of this micro-batch over the number of targets of the whole update; of several, their sum.
+        """The summed loss of this micro-batch, divided by the number of targets of the whole update.
 
-        Multiplied by the number of processes, over which gradients are averaged: so they become those of the mean.
+        If the model returns several losses, each is divided by the number of its own targets, and they are added up.
+        Gradients are averaged over the processes, so the loss is multiplied by their number.
         """
         outputs = model(**inputs)
         if isinstance(outputs, ModelOutput):

@@ -177,7 +177,7 @@ class TrainingLoop(CompatTrainer):
             if self.state.global_step == 0:
                 raise
             if self.args.world_size == 1 and self.last_saved_step != self.state.global_step:
-                self.save_checkpoint()  # of several processes, the others do not know of the error
+                self.save_checkpoint()  # with several processes, the others do not know of the error
             raise stopped_early(self.args, self.last_saved_step, str(error), exit_code=1) from error
         # Moved before targets are counted, which would otherwise wait for the GPU.
         return [send_to_device(batch, device, non_blocking=device.type == "cuda") for batch in micro_batches]
