@@ -141,9 +141,7 @@ class _FlagParser(HfArgumentParser):
         defaults = [(action, action.default, action.required) for action in self._actions]
         for action in self._actions:
             action.default, action.required = argparse.SUPPRESS, False
-        script_defaults, self._defaults = self._defaults, {}
         namespace, unknown = self.parse_known_args(args)
-        self._defaults = script_defaults
         for action, default, required in defaults:
             action.default, action.required = default, required
         if unknown and unknown[0].split("=")[0] == "--tpu":
