@@ -46,7 +46,6 @@ needs_adapters = pytest.mark.skipif(TRANSFORMERS_5, reason="the library adapters
 # Files and tests whose subject depends on neither transformers, tokenizers, nor datasets. They get the marker
 # any_version and run with 4.57 alone: `make tests TRANSFORMERS=5` deselects them.
 ANY_VERSION = (
-    "test_docs.py",
     "test_processes.py::test_accelerate_takes_the_recipe",
     "test_processes.py::test_slurm_job_is_requeued_only_after_the_signal",
     "utils/config/test_entry_point.py",

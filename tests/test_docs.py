@@ -40,7 +40,7 @@ STARTERS = ("python", "torchrun", "accelerate", "sbatch")
 FLAGS_OF_TOOLS = {
     "--nnodes", "--nproc_per_node", "--rdzv_backend", "--rdzv_endpoint",  # torchrun
     "--config_file", "--main_process_ip", "--machine_rank", "--tpu",  # accelerate launch
-    "--help", "--trian_file",
+    "--help", "--help_all", "--trian_file",
 }  # fmt: skip
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text() for path in PAGES}
@@ -146,17 +146,20 @@ def test_architecture_names_every_module():
 
 
 @functools.cache
-def message_patterns() -> list[str]:
-    """A regular expression for each string in the code that may be a message; it matches any value that is put in."""
-    patterns = set()
+def message_patterns() -> dict[str, int]:
+    """A regular expression for each string in the code that may be a message; it matches any value that is put in.
+
+    With each, the length of its fixed text.
+    """
+    patterns = {}
     for path in [*ROOT.glob("run_*.py"), *(ROOT / "utils").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             parts = node.values if isinstance(node, ast.JoinedStr) else [node]
             constants = [part.value if isinstance(part, ast.Constant) else None for part in parts]
             texts = [constant for constant in constants if isinstance(constant, str)]
-            if sum(map(len, texts)) >= 12:
-                patterns.add("".join(".*" if text is None else re.escape(str(text)) for text in constants))
-    return sorted(patterns)
+            pattern = "".join(".*" if text is None else re.escape(str(text)).replace("%s", ".*") for text in constants)
+            patterns[pattern] = sum(map(len, texts))
+    return patterns
 
 
 def quoted_messages() -> list[str]:
@@ -167,7 +170,8 @@ def quoted_messages() -> list[str]:
 
 @pytest.mark.parametrize("message", quoted_messages())
 def test_quoted_messages_are_those_of_the_code(message):
-    assert any(re.fullmatch(pattern, message) for pattern in message_patterns())
+    least = 0.2 * len(message)  # a pattern with less fixed text, such as "--dtype .*: .*", fits many messages
+    assert any(length >= least and re.fullmatch(pattern, message) for pattern, length in message_patterns().items())
 
 
 def test_there_are_messages():
@@ -215,6 +219,16 @@ def test_title_and_body_columns(run, checkpoint, tmp_path):
     (meta,) = (tmp_path / "cache" / "language_modeling").glob("*/meta.json")
     text = AutoTokenizer.from_pretrained(model).decode(TokenStore(meta.parent).tokens)
     assert text == "".join(f"the {line[:9]}\n\n{line}\n" for line in make_lines(20))
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_own_examples(is_stream, run, short_training, validation_file, tmp_path):
+    flags = ["--streaming", "--shuffle_buffer_size", 0] if is_stream else ["--group_by_length"]
+    results = run(tmp_path / "out", *short_training, *flags, script=adapted("Your own examples", tmp_path))
+    tokenizer = AutoTokenizer.from_pretrained(short_training[1])
+    lengths = [len(tokenizer(line)["input_ids"]) for line in validation_file.read_text().splitlines(keepends=True)]
+    assert results["eval_samples"] == len(lengths)
+    assert results["eval_tokens"] == sum(min(length, 16) - 1 for length in lengths)
 
 
 def test_frozen_layers(run, short_training, tmp_path):
