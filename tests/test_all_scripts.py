@@ -4,9 +4,7 @@ import contextlib
 import io
 import json
 import math
-import multiprocessing
 import re
-import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -361,13 +359,6 @@ every_case = pytest.mark.parametrize(
 )
 
 
-def end_workers() -> None:
-    """Workers that persist live until the garbage collector finds their dataloader, and then it waits 5 s for each."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler reports each as an error
-    for worker in multiprocessing.active_children():
-        worker.kill()
-
-
 @pytest.fixture(scope="module")
 def layouts(tmp_path_factory) -> Path:
     """`layouts / layout / case` is the folder of a run; those of two processes are one job, the others another one."""
@@ -382,7 +373,6 @@ def layouts(tmp_path_factory) -> Path:
                 if case != "adapter" or not TRANSFORMERS_5:
                     output = ["--output_dir", str(folder / layout / case)]
                     SCRIPTS[name].main([*output, *flags_of(folder, name, *LAYOUTS[layout], *flags)])
-                    end_workers()
 
     jobs = {1: Forked(folder / "one.log", lambda: run_all(*[layout for layout in LAYOUTS if "two" not in layout]))}
     jobs[2] = Forked(folder / "two.log", lambda: run_all("two processes"), num_processes=2)
