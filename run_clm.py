@@ -72,7 +72,7 @@ def main(args: list[str] | None = None) -> None:
     # Corpus: documents to train on and to evaluate on
     raw_datasets = load_corpus(data_args, training_args, model_args.cache_dir, model_args.token)
 
-    # Tokenizer
+    # Tokenizer: the model's own, --tokenizer_name, or one trained on the corpus
     tokenizer = load_tokenizer(model_args, raw_datasets.get("train"), document_text)
 
     # Blocks: every token of the corpus, in order
@@ -95,7 +95,7 @@ def main(args: list[str] | None = None) -> None:
     if data_args.preprocess_only:
         return print_counts(blocks, training_args)
 
-    # Model
+    # Model: from a checkpoint or from scratch, with an embedding for every token of the tokenizer
     model, new_weights = load_model(AutoModelForCausalLM, config, model_args, tokenizer)
 
     # Adapter: with --train_adapter, only the adapter is trained
@@ -108,7 +108,7 @@ def main(args: list[str] | None = None) -> None:
     # Collator: every token but the first of a block is a target
     data_collator = CausalLMCollator(tokenizer, pad_to_length=block_size if data_args.pad_to_max_length else None)
 
-    # Trainer
+    # Trainer: exact sums over batches and processes, checkpoints that resume exactly
     trainer = LMTrainer(
         model=model,
         args=training_args,
@@ -121,7 +121,7 @@ def main(args: list[str] | None = None) -> None:
         run_args=run_args,
     )
 
-    # Training
+    # Training: from the beginning, or from the newest checkpoint of the output folder
     results = {}
     if training_args.do_train:
         train_result = trainer.train(resume_from_checkpoint=checkpoint)
@@ -129,7 +129,7 @@ def main(args: list[str] | None = None) -> None:
         trainer.save_metrics("train", train_result.metrics)
         results |= train_result.metrics
 
-    # Evaluation
+    # Evaluation: every validation example once, whatever the batch size
     if training_args.do_eval:
         metrics = trainer.evaluate()
         trainer.save_metrics("eval", metrics)

@@ -110,7 +110,7 @@ def main(args: list[str] | None = None) -> None:
     source = source_of(next(iter(raw_datasets.values())))
     pair_args.refuse_ignored_flags(source, run_args)
 
-    # Tokenizer
+    # Tokenizer: the model's own, --tokenizer_name, or one trained on the corpus
     columns = text_columns(raw_datasets, named_columns) if source == "texts" else []
     text = column_text(*columns) if columns else document_text
     tokenizer = load_tokenizer(model_args, raw_datasets.get("train"), text, needs_mask_token=True, for_pairs=True)
@@ -152,7 +152,7 @@ def main(args: list[str] | None = None) -> None:
     if data_args.preprocess_only:
         return print_counts(blocks, training_args)
 
-    # Model
+    # Model: from a checkpoint or from scratch, with an embedding for every token of the tokenizer
     model, new_weights = load_model(AutoModelForPreTraining, config, model_args, tokenizer)
 
     # Adapter: with --train_adapter, only the adapter is trained
@@ -172,7 +172,7 @@ def main(args: list[str] | None = None) -> None:
         pad_to_length=block_size if data_args.pad_to_max_length else None,
     )
 
-    # Trainer
+    # Trainer: exact sums over batches and processes, checkpoints that resume exactly
     trainer = LMTrainer(
         model=model,
         args=training_args,
@@ -187,7 +187,7 @@ def main(args: list[str] | None = None) -> None:
         losses={"mlm": "labels", task: "next_sentence_label"},
     )
 
-    # Training
+    # Training: from the beginning, or from the newest checkpoint of the output folder
     results = {}
     if training_args.do_train:
         train_result = trainer.train(resume_from_checkpoint=checkpoint)
@@ -195,7 +195,7 @@ def main(args: list[str] | None = None) -> None:
         trainer.save_metrics("train", train_result.metrics)
         results |= train_result.metrics
 
-    # Evaluation
+    # Evaluation: every validation example once, whatever the batch size
     if training_args.do_eval:
         metrics = trainer.evaluate()
         trainer.save_metrics("eval", metrics)

@@ -37,7 +37,7 @@ class LogLines(TrainerCallback):
     def on_train_begin(self, args, state, control, train_dataloader, **kwargs):
         if state.is_world_process_zero:
             start = f" from step {state.global_step:,}" if state.global_step else ""
-            is_stream = hasattr(train_dataloader, "num_batches")
+            is_stream = train_dataloader.dataset.num_examples is None
             logger.info(
                 "training: %s steps%s, %s, batches of %s x %s x %s (blocks, accumulation, processes)",
                 f"{state.max_steps:,}", start, "from a stream" if is_stream else f"{state.num_train_epochs} epochs",
