@@ -8,7 +8,8 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from filelock import FileLock
@@ -17,6 +18,7 @@ from torch.distributed import DistError, TCPStore
 from utils.environment import local_rank, openmp_threads, shutdown_timeout, torchrun_error_file
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 SECONDS_TO_SAVE = 600  # after a signal: to finish the current step and write a checkpoint; torchrun allows 30
 
 
@@ -46,8 +48,16 @@ def launch(command: list[str], num_processes: int) -> int:
         "OMP_NUM_THREADS": openmp_threads(default=max(1, len(os.sched_getaffinity(0)) // num_processes)),
     }  # fmt: skip
     ranks = range(num_processes)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        context = start_processes(
+
+    def raise_signal(number: int, frame) -> None:
+        raise SignalException("stop", signal.Signals(number))
+
+    received = []
+    _handle_signals(lambda number, frame: received.append(number))
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, ThreadPoolExecutor(1) as thread:
+        # An exception here would lose the processes that have just been started. In a thread, torch sets no handlers.
+        context = thread.submit(
+            start_processes,
             name=Path(command[0]).name,
             entrypoint=sys.executable,
             args={rank: (*subprocess._args_from_interpreter_flags(), *command) for rank in ranks},
@@ -56,8 +66,11 @@ def launch(command: list[str], num_processes: int) -> int:
                 for rank in ranks
             },
             logs_specs=DefaultLogsSpecs(log_dir=folder),
-        )
+        ).result()
         try:
+            _handle_signals(raise_signal)
+            if received:
+                raise_signal(received[0], None)
             failures = context.wait(period=0.1).failures
             return _first_exit_code(failures) if failures else 0
         except SignalException as stop:
@@ -88,6 +101,11 @@ def first_to_fail() -> Iterator[bool]:
 def is_peer_failure(error: BaseException) -> bool:
     """Whether the error only reports that another process of the job has ended or does not respond."""
     return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def _handle_signals(handler: Callable) -> None:
+    for number in SIGNALS:
+        signal.signal(number, handler)
 
 
 def _first_exit_code(failures: dict) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from torch.distributed.elastic.multiprocessing import api
 
 from utils.launch import launch
 
@@ -63,8 +64,10 @@ def end_of(process: multiprocessing.Process, tmp_path: Path) -> tuple[int, str]:
     return process.exitcode, (tmp_path / "out").read_text() + (tmp_path / "err").read_text()
 
 
-def wait_until_ready(tmp_path, num_processes: int = 2) -> None:
-    while len(list(tmp_path.glob("ready-*"))) < num_processes:
+def wait_for_files(process: multiprocessing.Process, tmp_path: Path, pattern: str) -> None:
+    """Until each of the two processes has written one."""
+    while len(list(tmp_path.glob(pattern))) < 2:
+        assert process.is_alive()
         os.sched_yield()
 
 
@@ -90,7 +93,7 @@ def test_a_signal_reaches_all_and_all_may_save(job, tmp_path, number):
     process = job(
         "signal.signal(signal.SIGTERM, end_well); signal.signal(signal.SIGINT, end_well); wait_for_the_end()"
     )
-    wait_until_ready(tmp_path)
+    wait_for_files(process, tmp_path, "ready-*")
     os.kill(process.pid, number)
     assert end_of(process, tmp_path) == (128 + number, "")
     assert [(tmp_path / f"saved-{rank}").read_text() for rank in range(2)] == [str(int(number))] * 2
@@ -98,12 +101,28 @@ def test_a_signal_reaches_all_and_all_may_save(job, tmp_path, number):
 
 def test_a_second_signal_kills(job, tmp_path):
     process = job("signal.signal(signal.SIGINT, lambda *_: (folder / f'asked-{rank}').touch()); wait_for_the_end()")
-    wait_until_ready(tmp_path)
+    wait_for_files(process, tmp_path, "ready-*")
     os.kill(process.pid, signal.SIGINT)
-    while len(list(tmp_path.glob("asked-*"))) < 2:
-        os.sched_yield()
+    wait_for_files(process, tmp_path, "asked-*")
     os.kill(process.pid, signal.SIGINT)
     assert end_of(process, tmp_path) == (128 + signal.SIGKILL, "")
+
+
+def test_a_signal_while_they_are_started_reaches_those_that_run(job, tmp_path, monkeypatch):
+    start_one = api.get_subprocess_handler
+
+    def start_one_and_signal(**kwargs):
+        started = start_one(**kwargs)
+        if kwargs["local_rank_id"] == 0:
+            while not (tmp_path / "ready-0").exists():
+                os.sched_yield()
+            os.kill(os.getpid(), signal.SIGTERM)
+        return started
+
+    monkeypatch.setattr(api, "get_subprocess_handler", start_one_and_signal)
+    process = job("signal.signal(signal.SIGTERM, signal.SIG_DFL if rank else end_well); wait_for_the_end()")
+    assert end_of(process, tmp_path) == (128 + signal.SIGTERM, "")
+    assert (tmp_path / "saved-0").exists()
 
 
 @pytest.mark.parametrize(
