@@ -7,7 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from utils.config.adapter_arguments import LANGUAGE_FOLDER, MERGED_FOLDER, MODEL_WEIGHTS
 from utils.errors import UsageError
-from utils.models.adapters import Adapter, load_weights
+from utils.models.adapters import Adapter, load_weight_file
 
 
 def save_adapter(model: PreTrainedModel, adapter: Adapter, folder: str | Path) -> None:
@@ -47,7 +47,7 @@ def load_saved_adapter(model: PreTrainedModel, adapter: Adapter, folder: str | P
         path = Path(folder) / name
         if not path.is_file():
             raise UsageError(f"--resume_from_checkpoint {folder}: not a checkpoint of this adapter, {name} is missing")
-        load_weights(model, path)
+        load_weight_file(model, path)
 
 
 def save_merged_model(

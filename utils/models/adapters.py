@@ -112,7 +112,7 @@ def add_adapter(
         logger.info("adapter: using eager attention, which prefixes require")
     _try_forward(model, flag)
     if adapter_args.load_adapter:
-        load_weights(model, Path(adapter_folders["load_adapter"]) / MODEL_WEIGHTS)
+        load_weight_file(model, Path(adapter_folders["load_adapter"]) / MODEL_WEIGHTS)
     num_trained = sum(parameter.numel() for parameter in _trainable(model).values())
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     logger.info(
@@ -122,7 +122,7 @@ def add_adapter(
     return Adapter(name, language, model_args.model_name_or_path, base_weights, saved_weights)
 
 
-def load_weights(model: PreTrainedModel, path: Path) -> None:
+def load_weight_file(model: PreTrainedModel, path: Path) -> None:
     """Load a file with some of the model's weights, if there is one.
 
     Raises:

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate.utils import load_fsdp_model, load_fsdp_optimizer, save_fsdp_model, save_fsdp_optimizer
-from safetensors.torch import load_file
 from transformers import Trainer
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer_callback import ExportableState, TrainerState
 
 from utils.errors import UsageError
 from utils.models.adapter_saving import load_saved_adapter
+from utils.models.adapters import load_weight_file
 from utils.training.checkpoint_files import (
     describe_write_error,
     find_corruption,
@@ -96,7 +96,7 @@ def load_training_state(trainer: Trainer, checkpoint: Path) -> None:
         plugin = accelerator.state.fsdp_plugin
         load_fsdp_optimizer(plugin, accelerator, trainer.optimizer, trainer.model, checkpoint)
     targets = {"scheduler.pt": trainer.lr_scheduler, "scaler.pt": accelerator.scaler}
-    if not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
+    if not trainer.is_sharded:
         targets["optimizer.pt"] = trainer.optimizer
     for name, target in targets.items():
         path = checkpoint / name
@@ -128,7 +128,7 @@ def load_weights(trainer: Trainer, checkpoint: Path) -> None:
     """Give the model the weights of a checkpoint; a sharded model after it has been prepared. All processes call this.
 
     Raises:
-        UsageError: there are no such weights, or they belong to another adapter.
+        UsageError: there are no such weights, or they do not fit the model or its adapter.
     """
     if trainer.is_deepspeed_enabled:
         deepspeed_load_checkpoint(trainer.model_wrapped, str(checkpoint))
@@ -141,9 +141,7 @@ def load_weights(trainer: Trainer, checkpoint: Path) -> None:
         if not files:
             raise UsageError(f"{checkpoint}: no model.safetensors there; give another checkpoint")
         for file in files:
-            unexpected = trainer.model.load_state_dict(load_file(file), strict=False).unexpected_keys
-            if unexpected:
-                raise UsageError(f"{file} does not fit the model, which has no {', '.join(unexpected[:3])}")
+            load_weight_file(trainer.model, file)
 
 
 def load_trainer_state(trainer: Trainer, checkpoint: Path) -> None:
@@ -175,11 +173,9 @@ def write_checkpoint(trainer: Trainer, metadata: dict) -> None:
     folder = unfinished_path(checkpoint)
     _on_all_processes(trainer, checkpoint, lambda: _write_files(trainer, folder))
     _on_all_processes(trainer, checkpoint, lambda: sync(folder))  # on all machines, when all have written
+    _on_all_processes(trainer, checkpoint, lambda: publish(checkpoint, metadata) if args.should_save else None)
     if args.should_save:
-        _on_all_processes(trainer, checkpoint, lambda: publish(checkpoint, metadata))
         remove_old_checkpoints(args.output_dir, args.save_total_limit, state.best_model_checkpoint)
-    else:
-        _on_all_processes(trainer, checkpoint, lambda: None)
 
 
 def _write_files(trainer: Trainer, folder: Path) -> None:

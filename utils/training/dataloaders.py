@@ -36,7 +36,7 @@ class TrainingLoader(DataLoader):
         super().__init__(
             dataset,
             batch_sampler=batches,
-            collate_fn=_CollateOrStandIn(collator, dataset, label_names),
+            collate_fn=_CollateOrEmptyBatch(collator, dataset, label_names),
             generator=torch.Generator().manual_seed(batches.seed),
             worker_init_fn=ignore_signals,
             **kwargs,
@@ -47,7 +47,7 @@ class TrainingLoader(DataLoader):
         self.dataset.set_epoch(epoch)
 
 
-class _CollateOrStandIn:
+class _CollateOrEmptyBatch:
     """The collator; for an empty list of examples, a batch without targets and with the key EMPTY.
 
     A process that gets no example in the last, small step of an epoch still takes part in the exchange of gradients.

@@ -14,13 +14,13 @@ from utils.training.checkpointing import load_trainer_state, load_training_state
 
 
 def check_sharding_flags(trainer: Trainer) -> None:
-    """Refuse what does not work with DeepSpeed.
+    """Refuse what does not work with a model sharded by FSDP or DeepSpeed.
 
     Raises:
         UsageError: a configuration whose weights could not be saved at the end, or `--auto_find_batch_size`.
     """
     args = trainer.args
-    if args.auto_find_batch_size and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
+    if args.auto_find_batch_size and trainer.is_sharded:
         raise UsageError("--auto_find_batch_size does not work with a sharded model; leave it out")
     if not trainer.is_deepspeed_enabled:
         return
