@@ -63,9 +63,8 @@ class Encoder:
         self.dtype = np.dtype("uint16" if max(vocab.values()) < 2**16 else "uint32")
         self.count_bytes = None
         if tokenizer.is_fast:
-            backend = Tokenizer.from_str(
-                tokenizer.backend_tokenizer.to_str()
-            )  # a copy that neither truncates nor pads
+            # A copy, because the tokenizer itself may truncate and pad.
+            backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
             backend.no_truncation()
             backend.no_padding()
             backend.encode_special_tokens = tokenizer.backend_tokenizer.encode_special_tokens
