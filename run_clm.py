@@ -62,11 +62,11 @@ def main(args: list[str] | None = None) -> None:
         ModelArguments, DataArguments, CausalLMArguments, AdapterArguments, LMTrainingArguments, args=args
     )
     clm_args.check_sampling(training_args)
-    checkpoint = find_checkpoint(training_args, data_args)
+    checkpoint = find_checkpoint(training_args, data_args, run_args)
     config = load_config(model_args, AutoModelForCausalLM, CAUSAL_MODELS, data_args.block_size)
     adapter_folders = check_adapter_arguments(adapter_args, model_args, training_args, config.model_type)
     metric = load_metric(training_args.metric)
-    prepare_upload(training_args, data_args, run_args)
+    prepare_upload(training_args, data_args)
     set_seed(training_args.seed)
 
     # Corpus: documents to train on and to evaluate on

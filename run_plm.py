@@ -57,11 +57,11 @@ def main(args: list[str] | None = None) -> None:
     )
     plm_args.apply_defaults(data_args, training_args, run_args)
     plm_args.check_span_length(data_args.block_size or DEFAULT_BLOCK_SIZE)
-    checkpoint = find_checkpoint(training_args, data_args)
+    checkpoint = find_checkpoint(training_args, data_args, run_args)
     config = load_config(model_args, AutoModelForCausalLM, PERMUTATION_MODELS, data_args.block_size)
     adapter_folders = check_adapter_arguments(adapter_args, model_args, training_args, config.model_type)
     metric = load_metric(training_args.metric)
-    prepare_upload(training_args, data_args, run_args)
+    prepare_upload(training_args, data_args)
     set_seed(training_args.seed)
 
     # Corpus: documents to train on and to evaluate on

@@ -85,7 +85,7 @@ def main(args: list[str] | None = None) -> None:
         raise UsageError("--group_by_length: pairs fill --block_size; leave it out")
     if data_args.block_size is not None and data_args.block_size < 8:
         raise UsageError(f"--block_size {data_args.block_size} leaves no room for two texts: give 8 or more")
-    checkpoint = find_checkpoint(training_args, data_args)
+    checkpoint = find_checkpoint(training_args, data_args, run_args)
     model_args.model_type = model_type_from_checkpoint_name(model_args.model_type, PRETRAINING_MODELS)
     config = load_config(model_args, AutoModelForPreTraining, PRETRAINING_MODELS, data_args.block_size)
     task = pair_args.sentence_task or ("sop" if config.model_type == "albert" else "nsp")
@@ -94,7 +94,7 @@ def main(args: list[str] | None = None) -> None:
         raise UsageError(f"--metric_for_best_model {best}: Trainer knows eval_loss, the sum of both; use that")
     adapter_folders = check_adapter_arguments(adapter_args, model_args, training_args, config.model_type)
     metric = load_metric(training_args.metric)
-    prepare_upload(training_args, data_args, run_args)
+    prepare_upload(training_args, data_args)
     set_seed(training_args.seed)
 
     # Corpus: documents to train on and to evaluate on; or a dataset of pairs, as texts or as token ids

@@ -213,8 +213,9 @@ def test_another_global_batch_is_refused(flags, run, refused, tmp_path):
     message = refused(*args, "--per_device_train_batch_size", 8, output_dir=tmp_path / "out")
     assert "global batch size 4, this one has 8" in message
     message = refused(*args, "--max_train_samples", 39, output_dir=tmp_path / "out")
-    assert "examples" in message and "this one has 39" in message
-    assert "seed 42" in refused(*args, "--seed", 7, output_dir=tmp_path / "out")
+    assert "was trained with --max_train_samples 40, this run has --max_train_samples 39" in message
+    message = refused(*args, "--seed", 7, output_dir=tmp_path / "out")
+    assert "was trained with --seed 42, this run has --seed 7" in message
 
 
 def test_drop_last_that_drops_everything(flags, refused, tmp_path):
@@ -237,14 +238,14 @@ def test_corrupt_checkpoints_are_skipped_and_named(flags, refused, tmp_path, cap
     assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state.pth"} <= {
         path.name for path in parts
     }
-    dataclasses = (run_clm.LMTrainingArguments, run_clm.DataArguments)
-    flags = ["--output_dir", str(folder), "--train_file", "train.txt"]
-    training_args, data_args, _ = run_clm.parse_arguments(*dataclasses, args=flags)
+    classes = [run_clm.LMTrainingArguments, run_clm.DataArguments, run_clm.ModelArguments, run_clm.CausalLMArguments]
+    words = ["--output_dir", str(folder), *args]
+    training_args, data_args, *_, run_args = run_clm.parse_arguments(*classes, args=words)
     for path in parts:
         content = path.read_bytes()
         path.write_bytes(content[: len(content) // 2])
         caplog.clear()
-        assert run_clm.find_checkpoint(training_args, data_args) == str(before)
+        assert run_clm.find_checkpoint(training_args, data_args, run_args) == str(before)
         skipped = [record.getMessage() for record in caplog.records if "is corrupt" in record.getMessage()]
         assert len(skipped) == 1 and str(newest) in skipped[0] and path.name in skipped[0]
         if path.name != "run_args.yaml":

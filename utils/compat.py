@@ -86,8 +86,6 @@ if TRANSFORMERS_5:
         )
 
         def __post_init__(self):
-            if self.fsdp_config is not None and not self.fsdp:
-                raise ValueError("--fsdp_config goes with --fsdp")  # 5 ignores it silently
             super().__post_init__()
             if not 0 <= self.warmup_ratio <= 1:
                 raise ValueError("warmup_ratio must lie in range [0,1]")

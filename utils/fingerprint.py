@@ -10,12 +10,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import xxhash
 from datasets.fingerprint import Hasher
+
+
+CHUNK = 2**24  # elements of an array that are read at once
 
 
 def fingerprint(**parts: Any) -> str:
     """A digest of `parts`, 32 hexadecimal digits. The values must be serializable as JSON."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def checksum(*arrays: np.ndarray) -> str:
+    """A digest of the contents of arrays of one dimension, 16 hexadecimal digits.
+
+    64-bit XXH3 reads gigabytes a second; arrays may be memory-mapped.
+    """
+    digest = xxhash.xxh3_64()
+    for array in arrays:
+        for start in range(0, len(array), CHUNK):
+            digest.update(np.ascontiguousarray(array[start : start + CHUNK]))
+    return digest.hexdigest()
 
 
 def code_fingerprint(function: Callable) -> str:

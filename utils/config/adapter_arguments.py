@@ -65,11 +65,6 @@ class AdapterArguments:
         for flag in ("train_adapter", "load_adapter"):
             if getattr(self, flag) and NO_ADAPTERS_REASON:
                 raise UsageError(f"--{flag}: {NO_ADAPTERS_REASON}")
-        for flag in ("train_embeddings", "merge_adapter", "load_lang_adapter", "adapter_name"):
-            if getattr(self, flag) and not self.train_adapter:
-                raise UsageError(f"--{flag} goes with --train_adapter")
-        if self.adapter_revision and not self.load_adapter:
-            raise UsageError("--adapter_revision goes with --load_adapter")
         if self.adapter_name and safe_name(self.adapter_name) != self.adapter_name:
             raise UsageError(
                 f"--adapter_name {self.adapter_name}: files and modules get this name; use letters, digits, - and _ "

@@ -64,11 +64,11 @@ class DataArguments:
             "--max_steps. --max_eval_samples limits what is read for evaluation."
         },
     )
-    shuffle_buffer_size: int | None = field(
-        default=None,
+    shuffle_buffer_size: int = field(
+        default=10_000,
         metadata={
             "help": "With --streaming: documents in memory from which the next one is drawn at random; 0 "
-            "keeps the order of the text. Default: 10000."
+            "keeps the order of the text."
         },
     )
     block_size: int | None = field(
@@ -111,10 +111,6 @@ class DataArguments:
             raise UsageError("no text: give --dataset_name, --dataset_path, or --train_file and --validation_file")
         if len(given) > 1:
             raise UsageError(f"{' and '.join(given)} contradict each other: give only one of them")
-        if self.dataset_config_name and not self.dataset_name:
-            raise UsageError("--dataset_config_name goes with --dataset_name")
-        if self.dataset_revision and not self.dataset_name:
-            raise UsageError("--dataset_revision goes with --dataset_name")
         if not 1 <= self.validation_split_percentage <= 99:
             raise UsageError(
                 f"--validation_split_percentage {self.validation_split_percentage} is outside 1..99; to train "
@@ -122,10 +118,6 @@ class DataArguments:
             )
         if self.block_size is not None and self.block_size < 2:
             raise UsageError(f"--block_size {self.block_size} leaves nothing to predict: give 2 or more")
-        if self.shuffle_buffer_size is not None and not self.streaming:
-            raise UsageError("--shuffle_buffer_size goes with --streaming: without it all blocks are shuffled")
-        if self.shuffle_buffer_size is None:
-            self.shuffle_buffer_size = 10_000
         if self.shuffle_buffer_size < 0:
             raise UsageError(f"--shuffle_buffer_size {self.shuffle_buffer_size}: give 0 or more documents")
         if self.streaming and self.max_train_samples is not None:

@@ -1,12 +1,8 @@
 """Flags: which model and tokenizer."""
 
-import logging
 from dataclasses import dataclass, field
 
 from utils.errors import UsageError
-
-
-logger = logging.getLogger(__name__)
 
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
@@ -108,5 +104,3 @@ class ModelArguments:
                 f"--attn_implementation {self.attn_implementation} names a repository whose code would run: "
                 "add --trust_remote_code if you trust its author"
             )
-        if self.low_cpu_mem_usage:
-            logger.warning("--low_cpu_mem_usage has no effect: weights are always loaded without a second copy")

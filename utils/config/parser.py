@@ -6,7 +6,10 @@ import json
 import logging
 import re
 import sys
+from enum import Enum
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 import transformers
@@ -16,6 +19,7 @@ from transformers.hf_argparser import string_to_bool
 from utils.compat import FLAGS_OF_OTHER_VERSION
 from utils.config.flag_file import as_words, find_flag_file, read_flag_file
 from utils.config.help import full_help, short_help
+from utils.config.ineffective_flags import check_effects
 from utils.environment import launched_processes, rank
 from utils.errors import UsageError
 from utils.launch import launch
@@ -33,6 +37,18 @@ NO_TPU_FLAG = (
 )
 
 
+class RunArguments(dict):
+    """The flags that were given, as `{flag: value}`, without access tokens; run_args.yaml holds them.
+
+    Attributes:
+        defaults: the value that each flag has if it is not given.
+    """
+
+    def __init__(self, given: dict, defaults: dict):
+        super().__init__(given)
+        self.defaults = defaults
+
+
 def parse_arguments(*dataclass_types: type, args: list[str] | None = None, defaults: dict | None = None) -> tuple:
     """Read the command line into one instance of each dataclass.
 
@@ -47,8 +63,7 @@ def parse_arguments(*dataclass_types: type, args: list[str] | None = None, defau
         defaults: the flags whose default in this script differs from that in their dataclass, with that default.
 
     Returns:
-        An instance of each dataclass, in order, and then the flags that were given, as `{flag: value}`, without
-        access tokens. Written to run_args.yaml, they repeat the run.
+        An instance of each dataclass, in order, and then the RunArguments.
 
     Raises:
         UsageError: an unknown flag or key (with the closest one that exists), a value of the wrong type, a file that
@@ -79,8 +94,21 @@ def parse_arguments(*dataclass_types: type, args: list[str] | None = None, defau
     except (ValueError, OSError, ImportError) as error:  # from transformers' TrainingArguments
         raise UsageError(str(error)) from error
     assert not unknown  # refused by parser.given()
-    run_args = {flag: value for flag, value in given.items() if flag not in SECRET_FLAGS}
+    given = {flag: _plain(value) for flag, value in given.items()}
+    run_args = RunArguments(
+        {flag: value for flag, value in given.items() if flag not in SECRET_FLAGS},
+        defaults={flag: _plain(value) for flag, value in parser.defaults().items()},
+    )
+    values = {flag: value for dataclass in parsed for flag, value in vars(dataclass).items()}
+    check_effects(given, run_args.defaults, SimpleNamespace(**values))
     return *parsed, run_args
+
+
+def _plain(value: Any) -> Any:
+    """The value as YAML can hold it: the name of a member of an Enum."""
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return value.value if isinstance(value, Enum) else value
 
 
 def _print_help_if_asked(parser: "_FlagParser", dataclass_types: tuple[type, ...], args: list[str]) -> None:
@@ -149,6 +177,10 @@ class _FlagParser(HfArgumentParser):
         if unknown:
             raise UsageError(f"unknown flag {unknown[0]}{self.nearest(unknown[0])}")
         return vars(namespace)
+
+    def defaults(self) -> dict:
+        """The default of every flag."""
+        return {action.dest: action.default for action in self._actions}
 
     def nearest(self, flag: str) -> str:
         """` (did you mean --real_flag?)`, or what replaces a flag that only the other transformers version has."""

@@ -45,6 +45,12 @@ class LMTrainingArguments(CompatTrainingArguments):
             "resumed; otherwise it must be empty. Default: trainer_output."
         },
     )
+    do_train: bool | None = field(
+        default=None, metadata={"help": "Train. Default: true, except with --do_eval alone."}
+    )
+    do_eval: bool | None = field(
+        default=None, metadata={"help": "Evaluate. Default: true, except with --do_train alone."}
+    )
     overwrite_output_dir: bool = field(
         default=False,
         metadata={
@@ -105,8 +111,7 @@ class LMTrainingArguments(CompatTrainingArguments):
     )
 
     def __post_init__(self):
-        if not self.do_train and not self.do_eval:
-            self.do_train = self.do_eval = True
+        self._choose_steps()
         if "apex" in (vars(self).get("half_precision_backend"), vars(self).get("fp16_backend")):
             raise UsageError("--half_precision_backend apex: mixed precision is always PyTorch's own; leave it out")
         variables = {"ACCELERATE_MIXED_PRECISION": self._choose_precision()}
@@ -115,6 +120,8 @@ class LMTrainingArguments(CompatTrainingArguments):
         if self.fsdp and not launcher_uses_fsdp():  # FSDP2, which replaces the FSDP that transformers 4.57 would use
             variables["FSDP_VERSION"] = "2"
             variables["FSDP_RESHARD_AFTER_FORWARD"] = str("shard_grad_op" not in self.fsdp).lower()
+        if world_size() == 1:
+            self.ddp_backend = None  # transformers would look for a process group of this kind
         use_lamb = self.optim == "lamb"  # unknown to transformers; LMTrainer creates it
         if use_lamb:
             self.optim = self.default_optim
@@ -128,6 +135,16 @@ class LMTrainingArguments(CompatTrainingArguments):
                 logger.warning("using one of %d GPUs; on the command line, each gets its own process", self.n_gpu)
             self._n_gpu = 1  # never DataParallel
         self._check_values()
+
+    def _choose_steps(self) -> None:
+        """Set `do_train` and `do_eval` where they were not given: true, unless the other one alone was asked for."""
+        do_train, do_eval = self.do_train, self.do_eval
+        self.do_train = not do_eval if do_train is None else do_train
+        self.do_eval = not do_train if do_eval is None else do_eval
+        if not self.do_train and not self.do_eval:
+            raise UsageError("--do_train false --do_eval false: nothing is left to do; leave out one of them")
+        if do_eval is False and self.eval_strategy != "no":
+            raise UsageError(f"--do_eval false and --eval_strategy {self.eval_strategy} contradict each other")
 
     def _choose_precision(self) -> str:
         """Set `bf16`, `tf32` and `use_cpu`; return accelerate's mixed precision: no, fp16, bf16 or the launcher's."""

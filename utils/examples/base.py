@@ -19,6 +19,7 @@ class Examples(torch.utils.data.Dataset):
         num_examples: None for an endless stream.
         lengths: tokens of each example, integers of shape (num_examples,), for --group_by_length; None if all examples
             have the same length, or if the lengths are not known.
+        checksum: of what the examples are made of.
         target_bytes: UTF-8 bytes of all targets, for bits per byte; None if not known.
         cuts_documents: whether examples run across the ends of documents, each with `content_size` tokens of the
             corpus. A stream, which is read window by window, then moves the incomplete example at the end of a window
@@ -47,6 +48,10 @@ class Examples(torch.utils.data.Dataset):
     def __getitems__(self, indices: list[int]) -> list[dict[str, np.ndarray | int]]:
         """The examples of a batch, which torch's DataLoader fetches in one call."""
         return [self[index] for index in indices]
+
+    @property
+    def checksum(self) -> str:
+        return "+".join(store.checksum for store in self.stores)
 
     @property
     def epoch(self) -> int:

@@ -1,5 +1,6 @@
 """Pairs of texts and labels from a dataset that already has them, as texts or as token ids."""
 
+import functools
 import logging
 from collections.abc import Callable, Sequence
 
@@ -10,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from utils.errors import UsageError
 from utils.examples.pairs import LABEL, Pairs
+from utils.fingerprint import checksum
 from utils.tokens.token_store import TokenStore
 
 
@@ -43,6 +45,10 @@ class TextPairs(Pairs):
         num_pairs = len(labels) if max_pairs is None else min(len(labels), max_pairs)
         super().__init__(block_size, list(stores), num_pairs, tokenizer, seed)
         self.labels = labels
+
+    @property
+    def checksum(self) -> str:
+        return f"{super().checksum}+{checksum(self.labels)}"
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray | int]:
         """An example; see Pairs."""
@@ -99,6 +105,12 @@ class PreprocessedPairs(Pairs):
         self._documents = documents.select_columns(columns).with_format("numpy")
         self._vocab_size = max(tokenizer.get_vocab().values()) + 1
         self.__getitems__(list(range(min(self.num_examples, ROWS_CHECKED))))
+
+    @functools.cached_property
+    def checksum(self) -> str:
+        rows = self._documents.with_format("arrow").iter(batch_size=ROWS_CHECKED)
+        columns = (pc.list_flatten(column).to_numpy() for table in rows for column in table.columns)
+        return checksum(*columns, self.labels)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray | int]:
         """An example; see Pairs. With `is_masked` also `labels`, of the shape of `input_ids`."""

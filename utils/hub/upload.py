@@ -32,25 +32,16 @@ RESUMPTION_FILES = (
 )  # fmt: skip
 
 
-def prepare_upload(training_args: LMTrainingArguments, data_args: DataArguments, run_args: dict) -> None:
+def prepare_upload(training_args: LMTrainingArguments, data_args: DataArguments) -> None:
     """With `--push_to_hub`: check that the repository can be written to, before anything expensive.
 
     The first process creates the repository if necessary, private with `--hub_private_repo`, and writes nothing into
     it. It sets `training_args.hub_model_id` to the full name, with the owner.
 
-    Args:
-        run_args: the flags that were given, from `parse_arguments`.
-
     Raises:
         UsageError: an invalid repository name, a missing or wrong token, no write access, no network.
     """
-    if data_args.preprocess_only:
-        return
-    if not training_args.push_to_hub:
-        unused = [flag for flag in run_args if flag.startswith("hub_")]
-        unused += ["hub_token"] if training_args.hub_token else []
-        if unused:
-            logger.warning("%s: no effect without --push_to_hub", ", ".join(f"--{flag}" for flag in unused))
+    if data_args.preprocess_only or not training_args.push_to_hub:
         return
     if not training_args.do_train:
         raise UsageError("--push_to_hub requires --do_train: an evaluation produces no model to upload")

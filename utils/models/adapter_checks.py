@@ -41,8 +41,6 @@ def check_adapter_arguments(
         if name:
             folders[flag] = _adapter_folder(name, flag, adapter_args, model_args)
             _check_model_type(name, folders[flag], flag, model_args, model_type)
-    if adapter_args.lang_adapter_config and not adapter_args.load_lang_adapter:
-        raise UsageError("--lang_adapter_config requires --load_lang_adapter")
     if adapter_args.lang_adapter_config:
         parse_adapter_config(adapter_args.lang_adapter_config, "lang_adapter_config")
     if adapter_args.merge_adapter and training_args.is_sharded:

@@ -1,5 +1,7 @@
 """The last step of a script: everything a run leaves for its readers."""
 
+from pathlib import Path
+
 from utils.config.adapter_arguments import AdapterArguments
 from utils.config.data_arguments import DataArguments
 from utils.config.model_arguments import ModelArguments
@@ -21,17 +23,19 @@ def write_report(
 ) -> None:
     """After training, save the trainer's state, loss.png and the model card; always print the summary.
 
-    With `--merge_adapter`, the merged model is saved too; with `--push_to_hub`, the output folder is uploaded.
+    If the run was already complete, those of the run that trained it stay as they are. With `--merge_adapter`, the
+    merged model is saved too; with `--push_to_hub`, the output folder is uploaded.
 
     Args:
         results: all figures of training and evaluation.
         settings: hyperparameters of the objective, for the model card.
     """
     args = trainer.args
-    if args.do_train:
+    is_reported = trainer.is_already_complete and (Path(args.output_dir) / "README.md").exists()
+    if args.do_train and not is_reported:
         trainer.save_state()
     if trainer.is_world_process_zero():
-        if args.do_train:
+        if args.do_train and not is_reported:
             plot_losses(trainer.state.log_history, f"{args.output_dir}/loss.png")
             write_model_card(trainer, card_text, model_args, data_args, results, settings or {})
         if adapter_args.merge_adapter:

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from utils.config.data_arguments import DataArguments
 from utils.environment import local_world_size, master_address, master_port, world_size
 from utils.errors import UsageError
-from utils.fingerprint import code_fingerprint, fingerprint
+from utils.fingerprint import checksum, code_fingerprint, fingerprint
 from utils.progress import progress
 from utils.text.document_stream import ROWS_PER_READ, DocumentStream
 from utils.text.segmentation import Segmenter
@@ -50,6 +50,7 @@ class TokenStore:
             segment has at least one token. None if not stored.
         num_bytes: UTF-8 bytes of all documents.
         num_documents: documents, including those without tokens.
+        checksum: of the tokens and the offsets, 16 hexadecimal digits.
     """
 
     def __init__(self, path: str | Path):
@@ -57,6 +58,7 @@ class TokenStore:
         meta = json.loads((self.path / "meta.json").read_text())
         self.num_bytes: int = meta["bytes"]
         self.num_documents: int = meta["documents"]
+        self._checksum: str | None = meta.get("checksum")  # stores of earlier releases have none
         self.tokens = _memory_map(self.path / "tokens.bin", meta["dtype"], meta["tokens"])
         self.offsets = _memory_map(self.path / "offsets.bin", "int64", meta["documents"] + 1)
         self.token_bytes = self._map_if_stored("token_bytes.bin", "uint32", meta["tokens"])
@@ -65,6 +67,13 @@ class TokenStore:
 
     def _map_if_stored(self, name: str, dtype: str, length: int) -> np.ndarray | None:
         return _memory_map(self.path / name, dtype, length) if (self.path / name).exists() else None
+
+    @functools.cached_property
+    def checksum(self) -> str:
+        if self._checksum is not None:
+            return self._checksum
+        arrays = (self.tokens, self.offsets, self.segment_offsets)
+        return checksum(*(array for array in arrays if array is not None))
 
     def __reduce__(self):  # a dataloader worker maps the files again instead of receiving a copy of them
         return TokenStore, (self.path,)
@@ -214,6 +223,8 @@ def _build(
         "dtype": encoder.dtype.name,
         "job": _job_name(),
     }
+    (unfinished / "meta.json").write_text(json.dumps(meta))
+    meta["checksum"] = TokenStore(unfinished).checksum
     (unfinished / "meta.json").write_text(json.dumps(meta, indent=2))
     shutil.rmtree(path, ignore_errors=True)
     unfinished.rename(path)

@@ -20,7 +20,6 @@ from utils.training.checkpoint_files import (
     describe_write_error,
     find_corruption,
     publish,
-    read_metadata,
     remove,
     remove_leftovers,
     sync,
@@ -35,34 +34,6 @@ logger = logging.getLogger(__name__)
 
 # NumPy's random state is the only pickled object in a checkpoint, and consists of these.
 NUMPY_STATE_TYPES = [np._core.multiarray._reconstruct, np.ndarray, np.dtype, type(np.dtype(np.uint32))]
-
-
-def run_metadata(trainer: Trainer) -> dict:
-    """What determines the examples that are left, and so must be the same when the run resumes."""
-    size = trainer.batch_size * trainer.args.gradient_accumulation_steps * trainer.args.world_size
-    metadata = {"global_batch_size": size, "seed": trainer.order_seed}
-    if trainer.train_dataset.num_examples is not None:
-        metadata["examples"] = trainer.train_dataset.num_examples
-    return metadata
-
-
-def check_same_run(checkpoint: str, metadata: dict) -> None:
-    """Refuse to resume from a checkpoint of a run with other examples or another order of them.
-
-    Args:
-        metadata: of this run.
-
-    Raises:
-        UsageError: the global batch size, the seed or the number of examples differ.
-    """
-    saved = read_metadata(checkpoint)
-    for name, value in metadata.items():
-        if saved.get(name, value) != value:
-            raise UsageError(
-                f"{checkpoint} is from a run with {name.replace('_', ' ')} {saved[name]}, this one has {value}: it "
-                "would not continue with the examples that are left; give the same text and flags, or start from its "
-                f"weights with --model_name_or_path {checkpoint} and another --output_dir"
-            )
 
 
 def save_training_state(trainer: Trainer, folder: Path) -> None:
@@ -160,7 +131,7 @@ def write_checkpoint(trainer: Trainer, metadata: dict) -> None:
     """Write checkpoint-STEP: every process writes its part, and when all parts are on disk, the folder gets its name.
 
     Args:
-        metadata: for `check_same_run`.
+        metadata: about the run, for checkpoint.json.
 
     Raises:
         EarlyEnd: it could not be written. Earlier checkpoints are unchanged.

@@ -9,20 +9,26 @@ from pathlib import Path
 import yaml
 
 from utils.config.data_arguments import DataArguments
+from utils.config.parser import RunArguments
 from utils.config.training_arguments import LMTrainingArguments
 from utils.errors import UsageError
 from utils.training.checkpoint_files import UNFINISHED, find_corruption, remove, remove_leftovers
+from utils.training.resumption import RUN_ARGS, check_flags
 
 
 logger = logging.getLogger(__name__)
 
-RUN_ARGS = "run_args.yaml"  # also marks a checkpoint as one of this suite
 RESULTS = ("train_results.json", "eval_results.json", "all_results.json", "trainer_state.json", "loss.png", RUN_ARGS)
 STARTED = {RUN_ARGS, "runs"}  # left by a training run that was killed before its first checkpoint
 
 
-def find_checkpoint(training_args: LMTrainingArguments, data_args: DataArguments) -> str | None:
+def find_checkpoint(
+    training_args: LMTrainingArguments, data_args: DataArguments, run_args: RunArguments
+) -> str | None:
     """Check the output folder, without changing anything in it, and find the checkpoint to resume from.
+
+    Args:
+        run_args: the flags that were given, compared with those of the run that wrote the checkpoint.
 
     Returns:
         `--resume_from_checkpoint` if given, else the newest intact checkpoint in the folder; None to start from the
@@ -30,7 +36,7 @@ def find_checkpoint(training_args: LMTrainingArguments, data_args: DataArguments
 
     Raises:
         UsageError: the output folder is a file, not writable, or in use by something else; or the checkpoint does not
-            exist or is corrupt.
+            exist, is corrupt, or is from a run with other flags; see `check_flags`.
     """
     if data_args.preprocess_only:
         return None
@@ -48,6 +54,7 @@ def find_checkpoint(training_args: LMTrainingArguments, data_args: DataArguments
             raise UsageError(f"--resume_from_checkpoint {asked_for}: no checkpoint there (no trainer_state.json)")
         if problem := find_corruption(Path(asked_for)):
             raise UsageError(f"--resume_from_checkpoint {asked_for} is corrupt: {problem}; give another checkpoint")
+        check_flags(Path(asked_for), run_args)
         return asked_for
     if not training_args.do_train or training_args.overwrite_output_dir:
         return None
@@ -60,6 +67,7 @@ def find_checkpoint(training_args: LMTrainingArguments, data_args: DataArguments
         problem = find_corruption(checkpoint)
         if problem is None:
             logger.info("resuming from %s (--overwrite_output_dir starts afresh)", checkpoint)
+            check_flags(checkpoint, run_args)
             return str(checkpoint)
         logger.warning("%s is corrupt and skipped, the one before it is used: %s", checkpoint, problem)
     if checkpoints:
@@ -108,7 +116,7 @@ def clear_output_dir(folder: str | Path) -> None:
 def write_run_args(folder: str | Path, run_args: dict) -> None:
     """Write the flags that were given (from `parse_arguments`) to a file that repeats the run."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(run_args, sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(dict(run_args), sort_keys=False, allow_unicode=True)
     (Path(folder) / RUN_ARGS).write_text(text, encoding="utf-8")
 
 

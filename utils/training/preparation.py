@@ -1,5 +1,6 @@
 """What a training run starts with: model, optimizer, scheduler and state, fresh or from a checkpoint."""
 
+import logging
 from pathlib import Path
 
 import torch
@@ -11,6 +12,10 @@ from transformers.trainer_callback import TrainerState
 
 from utils.errors import UsageError
 from utils.training.checkpointing import load_trainer_state, load_training_state, load_weights
+from utils.training.output_dir import start_output_dir
+
+
+logger = logging.getLogger(__name__)
 
 
 def check_sharding_flags(trainer: Trainer) -> None:
@@ -56,6 +61,31 @@ def prepare_run(
     handler.model, handler.optimizer, handler.lr_scheduler = trainer.model, trainer.optimizer, trainer.lr_scheduler
     handler.train_dataloader = dataloader
     return model
+
+
+def start_output(trainer: Trainer, max_steps: int) -> bool:
+    """Prepare the output folder, unless the checkpoint is of the last step: then everything there stays as it is.
+
+    Returns:
+        Whether there is anything left to train.
+
+    Raises:
+        UsageError: the checkpoint is of a later step than the last one.
+    """
+    step = trainer.state.global_step
+    if step > max_steps:
+        raise UsageError(
+            f"--max_steps or --num_train_epochs: the training would end at step {max_steps:,}, but the checkpoint is "
+            f"of step {step:,}: give more, or --overwrite_output_dir to start over"
+        )
+    if step == max_steps:
+        logger.info("already complete at step %s: nothing trained", f"{step:,}")
+        return False
+    trainer.accelerator.wait_for_everyone()  # until every process has checked the output folder
+    if trainer.is_world_process_zero():
+        start_output_dir(trainer.args, trainer.run_args)
+    trainer.accelerator.wait_for_everyone()
+    return True
 
 
 def prepare_model(trainer: Trainer, max_steps: int) -> nn.Module:

@@ -1,6 +1,5 @@
 """LMTrainer: what is computed in a run: exact losses, exact evaluation, exact throughput."""
 
-import logging
 import sys
 import time
 
@@ -35,19 +34,6 @@ from utils.training.totals import TrainingCounter
 from utils.training.training_loop import TrainingLoop
 
 
-logger = logging.getLogger(__name__)
-
-# Flags of TrainingArguments about logits kept in evaluation, about numbers that are exact here anyway, or about parts
-# of transformers' own training loop.
-IGNORED_FLAGS = (
-    "batch_eval_metrics", "eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object",
-    "include_for_metrics", "include_inputs_for_metrics", "include_num_input_tokens_seen",
-    "include_tokens_per_second", "jit_mode_eval", "label_names", "logging_nan_inf_filter", "prediction_loss_only",
-    "remove_unused_columns", "skip_memory_metrics", "tpu_metrics_debug", "use_legacy_prediction_loop", "do_predict",
-    "past_index",
-)  # fmt: skip
-
-
 class LMTrainer(TrainingLoop):
     """A Trainer whose numbers are exact; how its runs stop and resume is described in TrainingLoop.
 
@@ -70,7 +56,7 @@ class LMTrainer(TrainingLoop):
             more than one, the names appear in the results. Default: one loss, whose labels are `labels`.
         target_name: what the results call the number of targets (of the first loss), after `eval_`. If it is not
             "tokens", not every token is a target, and `eval_tokens_per_second` counts all tokens that the model read.
-        run_args: the flags that were given, from `parse_arguments`, for run_args.yaml and for warnings.
+        run_args: the flags that were given, from `parse_arguments`, for run_args.yaml.
         kwargs: as for transformers' Trainer. `train_dataset` and `eval_dataset` are Examples.
     """
 
@@ -99,7 +85,6 @@ class LMTrainer(TrainingLoop):
         self.counter = TrainingCounter(self.losses, self.accelerator)
         self.checkpoint_uploads = CheckpointUploads()
         self._weight_names = weight_names(model)
-        self._warn_about_ignored_flags()
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         self.add_callback(self.counter.totals)
@@ -108,14 +93,6 @@ class LMTrainer(TrainingLoop):
             self.add_callback(GradientCheck)
         if args.push_to_hub:
             self.add_callback(self.checkpoint_uploads)
-
-    def _warn_about_ignored_flags(self) -> None:
-        for flag in IGNORED_FLAGS:
-            if flag in self.run_args:
-                logger.warning("--%s has no effect in this suite", flag)
-        is_stream = self.train_dataset is not None and self.train_dataset.num_examples is None
-        if "num_train_epochs" in self.run_args and is_stream:
-            logger.warning("--num_train_epochs has no effect with --streaming: --max_steps sets the length")
 
     # Batches and losses
 
@@ -244,7 +221,8 @@ class LMTrainer(TrainingLoop):
                 with state_dict_replaced(model, weights):
                     save_adapter(model, self.adapter, folder)
             save_tokenizer(self.processing_class, folder)
-            write_run_args(folder, self.run_args)
+            if not self.is_already_complete:
+                write_run_args(folder, self.run_args)
         if self.is_sharded:
             self.accelerator.wait_for_everyone()
 

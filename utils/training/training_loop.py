@@ -18,19 +18,17 @@ from utils.errors import EarlyEnd, UsageError
 from utils.examples.stream_loader import StreamLoader
 from utils.training.checkpoint_files import read_metadata
 from utils.training.checkpointing import (
-    check_same_run,
     keep_best_checkpoint,
     load_rng_state,
     load_weights,
-    run_metadata,
     update_best_metric,
     write_checkpoint,
 )
 from utils.training.dataloaders import TrainingLoader, no_worker_left_behind
 from utils.training.divergence import DivergenceWatch
 from utils.training.endings import stopped_early
-from utils.training.output_dir import start_output_dir
-from utils.training.preparation import add_embedding_noise, prepare_run
+from utils.training.preparation import add_embedding_noise, prepare_run, start_output
+from utils.training.resumption import check_same_run, run_metadata
 from utils.training.signals import StopRequested, StopRequests, reason_and_exit_code
 
 
@@ -53,6 +51,7 @@ class TrainingLoop(CompatTrainer):
         self.watch = DivergenceWatch(args, self.stop_requests)
         self.batch_size = args.train_batch_size  # of one process and accumulation step
         self.last_saved_step: int | None = None
+        self.is_already_complete = False  # resumed from a checkpoint of its last step: nothing was trained
         self.is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         self.is_prepared = False  # wrapped for its hardware by `accelerate`
         self.order_seed = args.seed if args.data_seed is None else args.data_seed
@@ -72,10 +71,6 @@ class TrainingLoop(CompatTrainer):
             UsageError: the checkpoint is from a run with another corpus, batch size or seed.
         """
         args = self.args
-        self.accelerator.wait_for_everyone()  # until every process has checked the output folder
-        if self.is_world_process_zero():
-            start_output_dir(args, self.run_args)
-        self.accelerator.wait_for_everyone()
         self.prepare_for_training()
         if "underflow_overflow" in args.debug:
             DebugUnderflowOverflow(self.model)
@@ -107,7 +102,7 @@ class TrainingLoop(CompatTrainer):
         self.last_saved_step = None
         self.counter.reset()
         if checkpoint is not None:
-            check_same_run(checkpoint, run_metadata(self))
+            check_same_run(checkpoint, run_metadata(self), self.model.config)
             self.train_dataset.load_state(checkpoint)
         dataloader = self.get_train_dataloader()
         updates_per_epoch = math.ceil(len(dataloader) / args.gradient_accumulation_steps)
@@ -115,6 +110,7 @@ class TrainingLoop(CompatTrainer):
         num_epochs = math.ceil(max_steps / updates_per_epoch)
 
         model = prepare_run(self, dataloader, max_steps, num_epochs, checkpoint)
+        self.is_already_complete = not start_output(self, max_steps)
         self._last_logged_step = self.state.global_step
         model.zero_grad()
         self.control = self.callback_handler.on_train_begin(args, self.state, self.control)

@@ -1,6 +1,7 @@
 """What LMTrainingArguments decides for the user, and what accelerate finds of it in the environment."""
 
 import contextlib
+import dataclasses
 import os
 
 import pytest
@@ -10,8 +11,15 @@ from accelerate.state import AcceleratorState
 from command_line import parse_needed
 
 from utils.compat import TRANSFORMERS_5
-from utils.config import precision, training_arguments
-from utils.config.training_arguments import LMTrainingArguments
+from utils.config import (
+    AdapterArguments,
+    DataArguments,
+    LMTrainingArguments,
+    ModelArguments,
+    ineffective_flags,
+    precision,
+    training_arguments,
+)
 from utils.environment import temporary_environment
 from utils.errors import UsageError
 
@@ -37,13 +45,39 @@ def machine(monkeypatch):
         (["--do_train"], True, False),
         (["--do_eval"], False, True),
         (["--do_train", "--do_eval"], True, True),
-        (["--do_train", "false"], True, True),
+        (["--do_train", "false"], False, True),
+        (["--do_eval", "false"], True, False),
+        (["--do_train", "--do_eval", "false"], True, False),
+        (["--do_train", "false", "--do_eval", "false", "--do_train"], True, False),
         (["--do_train", "--eval_strategy", "epoch"], True, True),
     ],
 )
-def test_neither_training_nor_evaluation_means_both(flags, do_train, do_eval):
+def test_what_is_done_without_being_asked_for(flags, do_train, do_eval):
     values = parse_needed(*flags)
     assert (values["do_train"], values["do_eval"]) == (do_train, do_eval)
+
+
+def test_nothing_to_do():
+    with pytest.raises(UsageError, match="--do_train false --do_eval false: nothing is left to do"):
+        parse_needed("--do_train", "false", "--do_eval", "false")
+    with pytest.raises(UsageError, match="--do_eval false and --eval_strategy epoch contradict each other"):
+        parse_needed("--do_eval", "false", "--eval_strategy", "epoch")
+
+
+def test_replaced_arguments_are_the_others_with_one_change():
+    """As `dataclasses.replace` is used in programs that call a script's functions."""
+    for arguments in (
+        LMTrainingArguments(report_to=[], learning_rate=1e-3),
+        DataArguments(train_file=["a.txt"]),
+        ModelArguments(model_name_or_path="gpt2"),
+        AdapterArguments(),
+    ):
+        same = dataclasses.replace(arguments)
+        assert {k: v for k, v in vars(same).items() if k != "distributed_state"} == {
+            k: v for k, v in vars(arguments).items() if k != "distributed_state"
+        }
+    assert dataclasses.replace(LMTrainingArguments(report_to=[]), do_eval=False).do_train
+    assert dataclasses.replace(DataArguments(train_file=["a.txt"]), block_size=8).shuffle_buffer_size == 10_000
 
 
 @pytest.mark.parametrize("cpu_bf16", [False, True])
@@ -51,8 +85,9 @@ def test_neither_training_nor_evaluation_means_both(flags, do_train, do_eval):
     ("flags", "expected"),
     [([], None), (["--bf16", "false"], False), (["--fp16", "--use_cpu", "false"], False)],
 )
-def test_bf16_is_chosen_where_the_cpu_computes_it(machine, cpu_bf16, flags, expected):
+def test_bf16_is_chosen_where_the_cpu_computes_it(machine, monkeypatch, cpu_bf16, flags, expected):
     machine(cpu_bf16=cpu_bf16)
+    monkeypatch.setattr(ineffective_flags, "has_accelerator", lambda use_cpu: True)  # without one, fp16 is refused
     values = parse_needed(*flags)
     assert values["bf16"] is (cpu_bf16 if expected is None else expected)
 
@@ -117,6 +152,7 @@ def mixed_precision(values: dict) -> str:
 )
 def test_precision_that_accelerate_finds(machine, monkeypatch, launcher, flags, bf16, expected):
     machine(cpu_bf16=True)
+    monkeypatch.setattr(ineffective_flags, "has_accelerator", lambda use_cpu: True)  # without one, fp16 is refused
     if launcher is not None:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
     values = parse_needed(*flags)
