@@ -162,7 +162,7 @@ def test_upload_is_refused_early(case, stocked_hub, refused, monkeypatch, valida
 def test_hub_flags_without_push_to_hub(stocked_hub, run, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         run(tmp_path / "out", *TRAIN, "--hub_model_id", "tester/x", "--hub_token", "hf_writer")
-    assert "--hub_model_id, --hub_token: no effect without --push_to_hub" in caplog.text
+    assert "--hub_model_id, --hub_token: no effect: it goes with --push_to_hub" in caplog.text
     assert list(stocked_hub.repositories) == [("model", "openai-community/gpt2"), ("dataset", "Salesforce/wikitext")]
 
 

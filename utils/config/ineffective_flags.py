@@ -16,42 +16,42 @@ COMPRESSED = ("", ".gz", ".zst", ".xz", ".bz2")
 ADAPTIVE_OPTIMIZERS = ("adam", "adem", "lamb", "lion", "galore", "apollo")  # parts of names: these have Adam's betas
 LOW_RANK_OPTIMIZERS = ("galore", "apollo")
 
-# Rows of flags, why they have no effect, and from the values of all flags, whether they have one. These are refused:
-# who gives them wants something that would not happen.
+# Rows of flags, what they need or why they have no effect, and from the values of all flags, whether they have one.
+# These are refused: who gives them wants something that would not happen.
 REFUSED = (
     (
         ("adapter_config", "train_embeddings", "merge_adapter", "load_lang_adapter", "adapter_name"),
-        "it goes with --train_adapter",
+        "goes with --train_adapter",
         lambda args: args.train_adapter,
     ),
-    (("adapter_revision",), "it goes with --load_adapter", lambda args: args.load_adapter),
-    (("lang_adapter_config",), "it goes with --load_lang_adapter", lambda args: args.load_lang_adapter),
-    (("dataset_config_name", "dataset_revision"), "it goes with --dataset_name", lambda args: args.dataset_name),
+    (("adapter_revision",), "goes with --load_adapter", lambda args: args.load_adapter),
+    (("lang_adapter_config",), "goes with --load_lang_adapter", lambda args: args.load_lang_adapter),
+    (("dataset_config_name", "dataset_revision"), "goes with --dataset_name", lambda args: args.dataset_name),
     (
         ("shuffle_buffer_size",),
-        "it goes with --streaming; without it all blocks are shuffled",
+        "goes with --streaming: without it all blocks are shuffled",
         lambda args: args.streaming,
     ),
-    (("vocab_size",), "it goes with --train_tokenizer", lambda args: args.train_tokenizer),
+    (("vocab_size",), "goes with --train_tokenizer", lambda args: args.train_tokenizer),
     (
         ("fp16",),
-        "this machine has no GPU, and a CPU trains in float32, or in bfloat16 with --bf16",
+        "needs a GPU: a CPU trains in float32, or in bfloat16 with --bf16",
         lambda args: has_accelerator(args.use_cpu),
     ),
     (
         ("gradient_checkpointing_kwargs",),
-        "it goes with --gradient_checkpointing",
+        "goes with --gradient_checkpointing",
         lambda args: args.gradient_checkpointing,
     ),
     (
         ("activation_checkpointing_kwargs",),
-        "it goes with --activation_checkpointing",
+        "goes with --activation_checkpointing",
         lambda args: args.activation_checkpointing,
     ),
-    (("liger_kernel_config",), "it goes with --use_liger_kernel", lambda args: args.use_liger_kernel),
+    (("liger_kernel_config",), "goes with --use_liger_kernel", lambda args: args.use_liger_kernel),
     (
         ("fsdp_config", "fsdp_min_num_params", "fsdp_transformer_layer_cls_to_wrap"),
-        "it goes with --fsdp",
+        "goes with --fsdp",
         lambda args: args.fsdp,
     ),
 )  # fmt: skip
@@ -196,7 +196,7 @@ def check_effects(given: dict, defaults: dict, values: SimpleNamespace) -> None:
         if not idle or (has_effect is not None and has_effect(values)):
             continue
         if (flags, reason, has_effect) in REFUSED:
-            raise UsageError(f"--{idle[0]} has no effect: {reason}; leave it out")
+            raise UsageError(f"--{idle[0]} {reason}")
         warned |= {*idle}
         logger.warning("%s: no effect: %s", ", ".join(f"--{flag}" for flag in idle), reason)
 
