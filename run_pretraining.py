@@ -38,6 +38,7 @@ from utils.text import load_corpus
 from utils.text.segmentation import Segmenter
 from utils.tokens import load_tokenizer, tokenize_documents
 from utils.training import LMTrainer, find_checkpoint, load_metric
+from utils.training.evaluation import check_best_metric
 
 
 @dataclass
@@ -89,11 +90,10 @@ def main(args: list[str] | None = None) -> None:
     model_args.model_type = model_type_from_checkpoint_name(model_args.model_type, PRETRAINING_MODELS)
     config = load_config(model_args, AutoModelForPreTraining, PRETRAINING_MODELS, data_args.block_size)
     task = pair_args.sentence_task or ("sop" if config.model_type == "albert" else "nsp")
-    best = training_args.metric_for_best_model or ""
-    if best.removeprefix("eval_").split("_")[0] in ("mlm", task, "accuracy"):
-        raise UsageError(f"--metric_for_best_model {best}: Trainer knows eval_loss, the sum of both; use that")
+    losses = {"mlm": "labels", task: "next_sentence_label"}
     adapter_folders = check_adapter_arguments(adapter_args, model_args, training_args, config.model_type)
     metric = load_metric(training_args.metric)
+    check_best_metric(training_args, list(losses), metric=metric)
     prepare_upload(training_args, data_args, run_args)
     set_seed(training_args.seed)
 
@@ -184,7 +184,7 @@ def main(args: list[str] | None = None) -> None:
         metric=metric,
         run_args=run_args,
         target_name="masked_tokens",
-        losses={"mlm": "labels", task: "next_sentence_label"},
+        losses=losses,
     )
 
     # Training: from the beginning, or from the newest checkpoint of the output folder

@@ -170,9 +170,9 @@ class LMTrainingArguments(CompatTrainingArguments):
                 "--average_tokens_across_devices false: losses are always means over all tokens; leave it out"
             )
         best = (self.metric_for_best_model or "").removeprefix("eval_")
-        if best in ("perplexity", "bits_per_byte"):
+        if best.endswith(("perplexity", "bits_per_byte")):
             raise UsageError("--metric_for_best_model: use eval_loss, which ranks models as perplexity does")
-        if best not in ("", "loss", "accuracy") and self.metric is None:
+        if best and not best.endswith(("loss", "accuracy")) and self.metric is None:
             raise UsageError(f"--metric_for_best_model {best}: give eval_loss or eval_accuracy, or a --metric too")
         if self.accelerator_config.split_batches or self.accelerator_config.dispatch_batches:
             raise UsageError(
