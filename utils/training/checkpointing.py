@@ -150,9 +150,9 @@ def load_best_model(trainer: Trainer) -> TrainerState:
     load_weights(trainer, checkpoint)
     best = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     logger.info(
-        "loaded the weights of step %s of %s, the best by %s: %.4f",
-        f"{best.global_step:,}", f"{trainer.state.global_step:,}", trainer.args.metric_for_best_model,
-        trainer.state.best_metric,
+        "loaded the weights of step %s of %s, the best by eval_%s: %.4f",
+        f"{best.global_step:,}", f"{trainer.state.global_step:,}",
+        trainer.args.metric_for_best_model.removeprefix("eval_"), trainer.state.best_metric,
     )  # fmt: skip
     return best
 

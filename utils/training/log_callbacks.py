@@ -1,10 +1,10 @@
-"""What a run prints: lines with loss, learning rate, gradient norm and tokens/s; on a terminal also a bar."""
+"""What a run prints: lines with loss, learning rate, gradient norm and tokens/s; on a terminal, a bar below them."""
 
 import logging
 import math
-import sys
 
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import TrainingArguments
 from transformers.trainer_callback import TrainerCallback, TrainerState
 
@@ -66,7 +66,9 @@ def log_line(state: TrainerState, logs: dict[str, float], is_stream: bool) -> st
 
 
 class LogLines(TrainerCallback):
-    """Prints plain lines, for a file or a pipe."""
+    """Prints plain lines."""
+
+    with_eta = True
 
     def on_train_begin(self, args, state, control, train_dataloader, **kwargs):
         if state.is_world_process_zero:
@@ -75,32 +77,31 @@ class LogLines(TrainerCallback):
     def on_log(self, args, state, control, logs, train_dataloader, **kwargs):
         line = log_line(state, logs, _is_stream(train_dataloader))
         if state.is_world_process_zero and line is not None:
-            eta = f" | ETA {format_duration(logs['eta_seconds'])}" if "eta_seconds" in logs else ""
+            eta = f" | ETA {format_duration(logs['eta_seconds'])}" if self.with_eta and "eta_seconds" in logs else ""
             logger.info("%s%s", line, eta)
 
 
-class ProgressBar(TrainerCallback):
-    """Shows a bar with the remaining time, for a terminal; the figures of training and evaluation are lines above it."""
+class ProgressBar(LogLines):
+    """Shows a bar with the remaining time, for a terminal. All that is logged meanwhile appears above it."""
 
+    with_eta = False
     bar: tqdm | None = None
 
-    def on_train_begin(self, args, state, control, train_dataloader, **kwargs):
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
         if state.is_world_process_zero:
-            logger.info("%s", start_line(state, args, train_dataloader))
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit=" steps")
+            self.lines_above = logging_redirect_tqdm()
+            self.lines_above.__enter__()
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
 
-    def on_log(self, args, state, control, logs, train_dataloader, **kwargs):
-        line = log_line(state, logs, _is_stream(train_dataloader))
-        if state.is_world_process_zero and line is not None:
-            tqdm.write(line, file=sys.stderr)
-
     def on_train_end(self, args, state, control, **kwargs):
         if self.bar is not None:
             self.bar.close()
+            self.lines_above.__exit__(None, None, None)
             self.bar = None
 
 
