@@ -52,11 +52,7 @@ MODEL_CARD = ModelCardText(
     task="fill-mask",
     objective="The loss is the mean negative log-likelihood of the masked tokens plus that of whether {question}; the "
     "perplexity is that of the masked tokens alone.",
-    snippet="""from transformers import AutoModelForPreTraining, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("{model}")
-model = AutoModelForPreTraining.from_pretrained("{model}")
-inputs = tokenizer("The {mask} is here.", "It is new.", return_tensors="pt")
+    snippet="""inputs = tokenizer("The {mask} is here.", "It is new.", return_tensors="pt")
 outputs = model(**inputs)
 masked = inputs["input_ids"] == tokenizer.mask_token_id
 print("the masked token:", tokenizer.decode(outputs.prediction_logits[masked].argmax(-1)))
@@ -70,7 +66,7 @@ def document_text(row: dict) -> str | None:
 
 
 @entry_point
-def main(args: list[str] | None = None) -> None:
+def main(args: list[str] | None = None) -> dict[str, float]:
     # Arguments: every mistake that can be found without reading the text is found here
     model_args, data_args, pair_args, _, adapter_args, training_args, run_args = parse_arguments(
         ModelArguments,
@@ -208,7 +204,7 @@ def main(args: list[str] | None = None) -> None:
         objective=MODEL_CARD.objective.format(question=QUESTIONS[task]),
         snippet=MODEL_CARD.snippet.replace("{question}", QUESTIONS[task]),
     )
-    write_report(trainer, card, model_args, data_args, adapter_args, results, settings)
+    return write_report(trainer, card, model_args, data_args, adapter_args, results, settings)
 
 
 def _mp_fn(index: int) -> None:  # for launchers that pass an index to each process, such as torch_xla's

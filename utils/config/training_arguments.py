@@ -2,6 +2,7 @@
 
 import logging
 import math
+import time
 from dataclasses import dataclass, field
 
 from transformers.integrations import get_reporting_integration_callbacks
@@ -105,6 +106,7 @@ class LMTrainingArguments(CompatTrainingArguments):
     )
 
     def __post_init__(self):
+        self.start_time = time.monotonic()  # of the run, for its total time
         if not self.do_train and not self.do_eval:
             self.do_train = self.do_eval = True
         if "apex" in (vars(self).get("half_precision_backend"), vars(self).get("fp16_backend")):

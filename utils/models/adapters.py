@@ -199,7 +199,7 @@ def _try_forward(model: PreTrainedModel, flag: str) -> None:
     input_ids = torch.zeros((1, 4), dtype=torch.int64, device=model.device)
     try:
         with torch.no_grad():
-            model.eval()(input_ids=input_ids)
+            model.eval()(input_ids=input_ids, attention_mask=torch.ones_like(input_ids))
     except Exception as error:  # of many types: the library does not check what it supports
         raise UsageError(f"{flag}: the adapters library does not support it for {model.config.model_type}") from error
     model.train(was_training)
