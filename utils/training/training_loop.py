@@ -57,9 +57,7 @@ class TrainingLoop(CompatTrainer):
         self.last_saved_step: int | None = None
         self.is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         self.is_prepared = False  # wrapped for its hardware by `accelerate`
-        self.best_state: TrainerState | None = (
-            None  # of the checkpoint whose weights `--load_best_model_at_end` loaded
-        )
+        self.best_state: TrainerState | None = None  # of the best checkpoint, once its weights are loaded
         self.order_seed = args.seed if args.data_seed is None else args.data_seed
         self._last_logged_step = 0
         self._given_optimizers = (self.optimizer, self.lr_scheduler)
