@@ -45,7 +45,7 @@ MODEL_CARD = ModelCardText(
     objective="The loss is the mean negative log-likelihood of each token given those before it in its block.",
     snippet="""from transformers import pipeline
 
-generate = pipeline("text-generation", model="{model}")
+generate = pipeline("text-generation", model=model, tokenizer=tokenizer)
 print(generate("The", max_new_tokens=40)[0]["generated_text"])""",
 )
 
@@ -56,7 +56,7 @@ def document_text(row: dict) -> str | None:
 
 
 @entry_point
-def main(args: list[str] | None = None) -> None:
+def main(args: list[str] | None = None) -> dict[str, float]:
     # Arguments: every mistake that can be found without reading the text is found here
     model_args, data_args, clm_args, adapter_args, training_args, run_args = parse_arguments(
         ModelArguments, DataArguments, CausalLMArguments, AdapterArguments, LMTrainingArguments, args=args
@@ -137,7 +137,7 @@ def main(args: list[str] | None = None) -> None:
 
     # Report: a sample, then model card, loss plot, summary and upload
     print_sample(trainer, blocks.get("validation") or blocks["train"], clm_args.sample_tokens)
-    write_report(trainer, MODEL_CARD, model_args, data_args, adapter_args, results)
+    return write_report(trainer, MODEL_CARD, model_args, data_args, adapter_args, results)
 
 
 def _mp_fn(index: int) -> None:  # for launchers that pass an index to each process, such as torch_xla's

@@ -37,7 +37,8 @@ MODEL_CARD = ModelCardText(
     task="fill-mask",
     objective="The loss is the mean negative log-likelihood of the masked tokens, given the others of their example.",
     snippet="""from transformers import pipeline
-fill_mask = pipeline("fill-mask", model="{model}")
+
+fill_mask = pipeline("fill-mask", model=model, tokenizer=tokenizer)
 for guess in fill_mask("The {mask} is here."):
     print(guess["score"], guess["sequence"])""",
 )
@@ -49,7 +50,7 @@ def document_text(row: dict) -> str | None:
 
 
 @entry_point
-def main(args: list[str] | None = None) -> None:
+def main(args: list[str] | None = None) -> dict[str, float]:
     # Arguments: every mistake that can be found without reading the text is found here
     model_args, data_args, mlm_args, adapter_args, training_args, run_args = parse_arguments(
         ModelArguments, DataArguments, MaskedLMArguments, AdapterArguments, LMTrainingArguments, args=args
@@ -139,7 +140,7 @@ def main(args: list[str] | None = None) -> None:
         results |= metrics
 
     # Report: model card, loss plot, summary and upload
-    write_report(trainer, MODEL_CARD, model_args, data_args, adapter_args, results, asdict(mlm_args))
+    return write_report(trainer, MODEL_CARD, model_args, data_args, adapter_args, results, asdict(mlm_args))
 
 
 def _mp_fn(index: int) -> None:  # for launchers that pass an index to each process, such as torch_xla's

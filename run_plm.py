@@ -40,7 +40,9 @@ MODEL_CARD = ModelCardText(
     objective="The loss is the mean negative log-likelihood of the predicted tokens, each given the context and those "
     "before it in a random order; the perplexity is its exponential.",
     snippet="""from transformers import pipeline
-print(pipeline("text-generation", model="{model}")("Once upon a time", max_new_tokens=40)[0]["generated_text"])""",
+
+generate = pipeline("text-generation", model=model, tokenizer=tokenizer)
+print(generate("Once upon a time", max_new_tokens=40)[0]["generated_text"])""",
 )
 
 
@@ -50,7 +52,7 @@ def document_text(row: dict) -> str | None:
 
 
 @entry_point
-def main(args: list[str] | None = None) -> None:
+def main(args: list[str] | None = None) -> dict[str, float]:
     # Arguments: every mistake that can be found without reading the text is found here
     model_args, data_args, plm_args, adapter_args, training_args, run_args = parse_arguments(
         ModelArguments, DataArguments, PermutationLMArguments, AdapterArguments, LMTrainingArguments, args=args
@@ -139,7 +141,7 @@ def main(args: list[str] | None = None) -> None:
         results |= metrics
 
     # Report: model card, loss plot, summary and upload
-    write_report(trainer, MODEL_CARD, model_args, data_args, adapter_args, results, asdict(plm_args))
+    return write_report(trainer, MODEL_CARD, model_args, data_args, adapter_args, results, asdict(plm_args))
 
 
 def _mp_fn(index: int) -> None:  # for launchers that pass an index to each process, such as torch_xla's

@@ -38,6 +38,7 @@ from utils.text import load_corpus
 from utils.text.segmentation import Segmenter
 from utils.tokens import load_tokenizer, tokenize_documents
 from utils.training import LMTrainer, find_checkpoint, load_metric
+from utils.training.evaluation import check_best_metric
 
 
 @dataclass
@@ -51,11 +52,7 @@ MODEL_CARD = ModelCardText(
     task="fill-mask",
     objective="The loss is the mean negative log-likelihood of the masked tokens plus that of whether {question}; the "
     "perplexity is that of the masked tokens alone.",
-    snippet="""from transformers import AutoModelForPreTraining, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("{model}")
-model = AutoModelForPreTraining.from_pretrained("{model}")
-inputs = tokenizer("The {mask} is here.", "It is new.", return_tensors="pt")
+    snippet="""inputs = tokenizer("The {mask} is here.", "It is new.", return_tensors="pt")
 outputs = model(**inputs)
 masked = inputs["input_ids"] == tokenizer.mask_token_id
 print("the masked token:", tokenizer.decode(outputs.prediction_logits[masked].argmax(-1)))
@@ -69,7 +66,7 @@ def document_text(row: dict) -> str | None:
 
 
 @entry_point
-def main(args: list[str] | None = None) -> None:
+def main(args: list[str] | None = None) -> dict[str, float]:
     # Arguments: every mistake that can be found without reading the text is found here
     model_args, data_args, pair_args, _, adapter_args, training_args, run_args = parse_arguments(
         ModelArguments,
@@ -89,11 +86,10 @@ def main(args: list[str] | None = None) -> None:
     model_args.model_type = model_type_from_checkpoint_name(model_args.model_type, PRETRAINING_MODELS)
     config = load_config(model_args, AutoModelForPreTraining, PRETRAINING_MODELS, data_args.block_size)
     task = pair_args.sentence_task or ("sop" if config.model_type == "albert" else "nsp")
-    best = training_args.metric_for_best_model or ""
-    if best.removeprefix("eval_").split("_")[0] in ("mlm", task, "accuracy"):
-        raise UsageError(f"--metric_for_best_model {best}: Trainer knows eval_loss, the sum of both; use that")
+    losses = {"mlm": "labels", task: "next_sentence_label"}
     adapter_folders = check_adapter_arguments(adapter_args, model_args, training_args, config.model_type)
     metric = load_metric(training_args.metric)
+    check_best_metric(training_args, list(losses), metric=metric)
     prepare_upload(training_args, data_args)
     set_seed(training_args.seed)
 
@@ -184,7 +180,7 @@ def main(args: list[str] | None = None) -> None:
         metric=metric,
         run_args=run_args,
         target_name="masked_tokens",
-        losses={"mlm": "labels", task: "next_sentence_label"},
+        losses=losses,
     )
 
     # Training: from the beginning, or from the newest checkpoint of the output folder
@@ -208,7 +204,7 @@ def main(args: list[str] | None = None) -> None:
         objective=MODEL_CARD.objective.format(question=QUESTIONS[task]),
         snippet=MODEL_CARD.snippet.replace("{question}", QUESTIONS[task]),
     )
-    write_report(trainer, card, model_args, data_args, adapter_args, results, settings)
+    return write_report(trainer, card, model_args, data_args, adapter_args, results, settings)
 
 
 def _mp_fn(index: int) -> None:  # for launchers that pass an index to each process, such as torch_xla's

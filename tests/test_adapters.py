@@ -180,7 +180,8 @@ def test_only_the_adapter_is_trained(model_type, base, train, monkeypatch, caplo
         assert torch.equal(weight, seen["before"][name]) != is_adapter, name
         assert weight.requires_grad == is_adapter
         num_trained += is_adapter * weight.numel()
-    assert f"adapter: mine, training {num_trained:,} of " in caplog.text
+    assert f'adapter "mine": training {num_trained:,} of ' in caplog.text
+    assert not [record.message for record in caplog.records if record.levelname == "WARNING"]
 
 
 # For each (kind of model, code of a README.md, text file), prints the loss of the model that the code gives.

@@ -57,7 +57,7 @@ def assert_same_figures(results: dict, expected: dict, tolerance: float = 0) -> 
     for key, value in expected.items():
         if key.endswith(("loss", "perplexity", "bits_per_byte")):
             assert results[key] == pytest.approx(value, rel=tolerance, abs=0), key
-        elif not re.search("runtime|per_second", key):
+        elif not re.search("runtime|per_second|memory", key):
             assert results[key] == value, key
 
 
@@ -89,7 +89,7 @@ TRAININGS = {
         objective=["--block_size", 32, "--append_eos"],
         drop=1,
         accuracy=0.3,
-        metrics={"bits_per_byte", "eval_accuracy", "eval_tokens", "eval_bytes"},
+        metrics={"bits_per_byte", "eval_bits_per_byte", "eval_accuracy", "eval_tokens", "eval_bytes"},
         pipeline_tag="text-generation",
         card=["each token given those before it in its block"],
         printed=["^The"],
@@ -133,8 +133,11 @@ TRAININGS = {
         drop=0.3,
         accuracy=0.03,
         num_lines=120,
-        followed="mlm_loss",
-        metrics={"mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy", "eval_masked_tokens"},
+        followed="eval_mlm_loss",
+        metrics={
+            *("mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy", "eval_masked_tokens"),
+            *("eval_mlm_loss", "eval_mlm_accuracy", "eval_nsp_loss", "eval_nsp_accuracy"),
+        },
         train_metrics=frozenset({"train_mlm_loss", "train_nsp_loss"}),
         pipeline_tag="fill-mask",
         card=[
@@ -181,8 +184,8 @@ def test_the_loss_falls(trained, name):
     evaluations = history_of(folder, "eval_loss")
     assert len(evaluations) >= 10
     assert evaluations[-1][training.followed] < evaluations[0][training.followed] - training.drop
-    nll = "mlm_loss" if name == "pretraining" else "eval_loss"
-    assert all(log["perplexity"] == math.exp(log[nll]) for log in evaluations)
+    nll = "eval_mlm_loss" if name == "pretraining" else "eval_loss"
+    assert all(log["eval_perplexity"] == math.exp(log[nll]) for log in evaluations)
     steps = history_of(folder, "loss")
     expected = {"learning_rate", "grad_norm", "tokens_per_second", "eta_seconds", *training.train_metrics}
     assert all(expected <= set(log) for log in steps)
@@ -191,7 +194,7 @@ def test_the_loss_falls(trained, name):
     assert [log["step"] for log in steps] == list(range(every, state["global_step"] + 1, every))
     if name == "pretraining":  # the share of the labels, at the least: 0.325; that of a coin is 0.693
         assert sum(log["train_nsp_loss"] for log in steps[-20:]) / 20 < 0.5
-    assert evaluations[-1]["mlm_accuracy" if name == "pretraining" else "eval_accuracy"] > training.accuracy
+    assert evaluations[-1]["eval_mlm_accuracy" if name == "pretraining" else "eval_accuracy"] > training.accuracy
 
 
 @every_script
@@ -206,12 +209,19 @@ def test_figures_are_printed_and_saved(trained, name):
     train_results, eval_results = (
         json.loads((folder / f"{part}_results.json").read_text()) for part in ("train", "eval")
     )
-    assert results == train_results | eval_results
+    run_figures = {key: results[key] for key in ("total_runtime", "peak_memory_mb")}
+    assert results == train_results | eval_results | run_figures
+    assert results["total_runtime"] > train_results["train_runtime"] + eval_results["eval_runtime"]
+    assert 100 < results["peak_memory_mb"] < 10_000
+    assert train_results["final_train_loss"] == history_of(folder, "loss")[-1]["loss"]
+    for label in ("train loss", "final train loss", "eval loss", "total runtime", "peak memory"):
+        assert len(re.findall(rf"^ *{label}  [\d.:,]+( MB)?$", printed, re.MULTILINE)) == 1, label
     assert set(train_results) == training.train_metrics | {
-        "train_loss", "train_samples", "train_tokens", "train_runtime", "train_tokens_per_second", "epoch",
+        "train_loss", "final_train_loss", "train_samples", "train_tokens", "train_runtime", "train_tokens_per_second",
+        "epoch",
     }  # fmt: skip
     assert set(eval_results) - {"epoch"} == training.metrics | {
-        "eval_loss", "perplexity", "eval_samples", "eval_runtime", "eval_tokens_per_second",
+        "eval_loss", "perplexity", "eval_perplexity", "eval_samples", "eval_runtime", "eval_tokens_per_second",
     }  # fmt: skip
     assert train_results["train_tokens_per_second"] == pytest.approx(
         train_results["train_tokens"] / train_results["train_runtime"], rel=0.01
@@ -235,6 +245,10 @@ def test_files_are_complete(trained, name):
     (events,) = (folder / "runs").glob("*")
     scalars = EventAccumulator(str(events)).Reload().Tags()["scalars"]
     assert {"train/loss", "eval/loss", "train/grad_norm", "train/tokens_per_second"} <= set(scalars)
+    assert {key.replace("eval_", "eval/", 1) for key in training.metrics if key.startswith("eval_")} <= set(scalars)
+    assert "eval/perplexity" in scalars
+    assert not [key for key in scalars if re.search("perplexity|bits_per_byte|accuracy", key) and "train/" in key]
+    assert ("train/train_mlm_loss" in scalars) == (name == "pretraining")
 
     card, results = ModelCard.load(folder / "README.md"), results_of(folder)
     assert card.data.pipeline_tag == training.pipeline_tag
@@ -248,8 +262,9 @@ def test_files_are_complete(trained, name):
 
 
 FRESH_PROCESS = """
-import contextlib, importlib, io, json, sys
+import contextlib, importlib, io, json, os, sys
 
+os.chdir(os.path.dirname(sys.argv[1]))
 printed = {}
 for name, (code, flags) in json.load(open(sys.argv[1])).items():
     with contextlib.redirect_stdout(io.StringIO()) as output:
@@ -269,7 +284,7 @@ def fresh_process(trained) -> dict[str, str]:
         flags = ["--model_name_or_path", str(trained / f"{name}.v1"), "--output_dir", str(trained / f"{name}-again")]
         jobs[name] = code, [*flags, *evaluation_flags(trained, name), "--bf16", "false"]
     (trained / "jobs.json").write_text(json.dumps(jobs))
-    run_python("-c", FRESH_PROCESS, trained / "jobs.json", trained / "printed.json")
+    run_python("-c", FRESH_PROCESS, trained / "jobs.json", trained / "printed.json", PYTHONPATH=str(ROOT))
     return json.loads((trained / "printed.json").read_text())
 
 

@@ -114,7 +114,7 @@ def test_upload(strategy, stocked_hub, run, tmp_path, capfd, caplog):
     result = card.data.eval_results[0]
     assert (result.task_type, result.dataset_type, result.dataset_config) == ("text-generation", "wikitext", "raw")
     assert "![Training and evaluation loss over the steps](loss.png)" in card.content
-    assert 'model="tester/out"' in card.content
+    assert 'AutoModelForCausalLM.from_pretrained("tester/out")' in card.content
     again = run(
         tmp_path / "again", "--model_name_or_path", "tester/out", "--token", "hf_writer", *WIKITEXT, "--do_eval",
         "--block_size", 32,

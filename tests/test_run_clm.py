@@ -296,13 +296,13 @@ def test_float16_weights_are_evaluated_but_not_trained(checkpoint, validation_fi
 
 
 def test_evaluation_alone_changes_no_file(checkpoint, validation_file, run, tmp_path):
-    """With the checkpoint's own folder as the output folder, only the results are added."""
+    """With the checkpoint's own folder as the output folder, only the results and the flags are added."""
     folder = checkpoint("gpt2")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     run(folder, "--model_name_or_path", folder, "--validation_file", validation_file, "--do_eval", "--block_size", 16)
     after = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert {name: after[name] for name in before} == before
-    assert set(after) - set(before) == {"eval_results.json", "all_results.json"}
+    assert set(after) - set(before) == {"eval_results.json", "all_results.json", "eval_args.yaml"}
 
 
 @pytest.mark.parametrize("num_tokens", [3, 20])

@@ -347,7 +347,10 @@ def test_lamb_is_that_of_the_paper(train_file, run, tmp_path, monkeypatch):
         ("--keep_linebreaks false", ["--keep_linebreaks", "white space"]),
         ("--lamb", ["--optim lamb"]),
         ("--optim lam", ["lam"]),
-        ("--metric_for_best_model nsp_accuracy --do_train", ["--metric_for_best_model", "eval_loss"]),
+        (
+            "--metric_for_best_model accuracy --do_train",
+            ["--metric_for_best_model eval_accuracy", "eval_nsp_accuracy"],
+        ),
     ],
 )
 def test_bad_flags_are_refused(flags, named, refused, train_file):

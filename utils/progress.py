@@ -23,7 +23,8 @@ def progress(steps: Iterable[int], total: int | None, description: str, unit: st
         unit: plural noun, such as "documents".
         shown: False to do the work silently.
     """
-    with tqdm(total=total, desc=description, unit=f" {unit}", disable=not (shown and sys.stderr.isatty())) as bar:
+    options = {"disable": not (shown and sys.stderr.isatty()), "leave": None}  # below another bar, it disappears
+    with tqdm(total=total, desc=description, unit=f" {unit}", **options) as bar:
         start = last_line = time.monotonic()
         finished = 0
         for done in steps:

@@ -37,6 +37,9 @@ def test_bar_on_a_terminal(monkeypatch, capsys):
 
 def test_lines_of_training_and_evaluation():
     logs = {"loss": 3.14159, "learning_rate": 5e-5, "grad_norm": 1.0, "tokens_per_second": 12345.6, "eta_seconds": 61}
-    assert training_line(logs) == "loss 3.1416 | lr 5e-05 | grad norm 1 | 12,346 tokens/s | ETA 0:01:01"
-    logs = {"eval_loss": 1.0, "perplexity": 2.718, "eval_accuracy": 0.5, "eval_tokens_per_second": 10.0}
-    assert evaluation_line(logs) == "eval loss 1.0000 | perplexity 2.718 | accuracy 0.5000 | 10 tokens/s"
+    assert training_line(logs) == "loss 3.1416 | lr 5e-05 | grad norm 1 | 12,346 tokens/s"
+    figures = {"loss": 1.0, "perplexity": 2.718, "accuracy": 0.5, "tokens_per_second": 10.0}
+    for prefix, name in (("eval", "eval"), ("test", "test"), ("eval_my_books", "eval my_books")):
+        line = evaluation_line({f"{prefix}_{figure}": value for figure, value in figures.items()})
+        assert line == f"{name} loss 1.0000 | perplexity 2.718 | accuracy 0.5000 | 10 tokens/s"
+    assert evaluation_line({"train_loss": 1.0}) is None

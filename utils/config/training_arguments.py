@@ -2,6 +2,7 @@
 
 import logging
 import math
+import time
 from dataclasses import dataclass, field
 
 from transformers.integrations import get_reporting_integration_callbacks
@@ -111,6 +112,7 @@ class LMTrainingArguments(CompatTrainingArguments):
     )
 
     def __post_init__(self):
+        self.start_time = time.monotonic()  # of the run, for its total time
         self._choose_steps()
         if "apex" in (vars(self).get("half_precision_backend"), vars(self).get("fp16_backend")):
             raise UsageError("--half_precision_backend apex: mixed precision is always PyTorch's own; leave it out")
@@ -187,9 +189,9 @@ class LMTrainingArguments(CompatTrainingArguments):
                 "--average_tokens_across_devices false: losses are always means over all tokens; leave it out"
             )
         best = (self.metric_for_best_model or "").removeprefix("eval_")
-        if best in ("perplexity", "bits_per_byte"):
+        if best.endswith(("perplexity", "bits_per_byte")):
             raise UsageError("--metric_for_best_model: use eval_loss, which ranks models as perplexity does")
-        if best not in ("", "loss", "accuracy") and self.metric is None:
+        if best and not best.endswith(("loss", "accuracy")) and self.metric is None:
             raise UsageError(f"--metric_for_best_model {best}: give eval_loss or eval_accuracy, or a --metric too")
         if self.accelerator_config.split_batches or self.accelerator_config.dispatch_batches:
             raise UsageError(

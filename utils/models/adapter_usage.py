@@ -3,11 +3,12 @@
 from transformers import PreTrainedModel
 
 from utils.config.adapter_arguments import LANGUAGE_FOLDER, MODEL_WEIGHTS
+from utils.hub.shown_names import shown_name
 from utils.models.adapters import Adapter, has_prefixes
 
 
 def usage_snippet(adapter: Adapter, model: PreTrainedModel, auto_class: type, is_on_hub: bool = False) -> str:
-    """Python code that loads the model with the adapter.
+    """Python code that loads the model with the adapter, as `model`, and its tokenizer, as `tokenizer`.
 
     Args:
         auto_class: loads the base model, e.g. AutoModelForCausalLM.
@@ -18,7 +19,7 @@ def usage_snippet(adapter: Adapter, model: PreTrainedModel, auto_class: type, is
     """
     is_xlnet = model.config.model_type == "xlnet"
     has_model_weights = bool(adapter.base and adapter.saved_weights)
-    arguments = [f'"{adapter.base}"' if adapter.base else "folder"]
+    arguments = [f'"{shown_name(adapter.base)}"' if adapter.base else "folder"]
     arguments += ['attn_implementation="eager"'] if has_prefixes(model) else []
     embeddings = model.get_input_embeddings()
     imports = [

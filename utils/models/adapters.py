@@ -89,9 +89,11 @@ def add_adapter(
     for each in filter(None, (language, name)):
         model.adapter_to(each, dtype=model.dtype)
 
-    # train_adapter makes the adapter trainable and freezes the base model, but not the head.
-    model.train_adapter(name)
-    model.set_active_adapters(adapters.Stack(language, name) if language else name)
+    setup = adapters.Stack(language, name) if language else name
+    with adapters.AdapterSetup(setup):  # without it, the library would warn on the way that no adapter is active
+        # train_adapter makes the adapter trainable and freezes the base model, but not the head.
+        model.train_adapter(name)
+        model.set_active_adapters(setup)
     adapter_ids = _ids(_trainable(model).values()) - _ids(base_parameters.values())
     embedding_modules = filter(None, (model.get_input_embeddings(), model.get_output_embeddings()))
     embeddings = [parameter for module in embedding_modules for parameter in module.parameters()]
@@ -116,7 +118,7 @@ def add_adapter(
     num_trained = sum(parameter.numel() for parameter in _trainable(model).values())
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     logger.info(
-        "adapter: %s, training %s of %s parameters (%.3g%%)",
+        'adapter "%s": training %s of %s parameters (%.3g%%)',
         name, f"{num_trained:,}", f"{num_parameters:,}", 100 * num_trained / num_parameters,
     )  # fmt: skip
     return Adapter(name, language, model_args.model_name_or_path, base_weights, saved_weights)
@@ -170,7 +172,7 @@ def _load_language_adapter(
 
 def _load(model: PreTrainedModel, name: str, flag: str, load_as: str | None = None) -> str:
     try:
-        return model.load_adapter(name, load_as=load_as, with_head=False, use_safetensors=True, set_active=True)
+        return model.load_adapter(name, load_as=load_as, with_head=False, use_safetensors=True)
     except Exception as error:  # of many types: name, network, files, shapes
         raise UsageError(f"--{flag} {name}: cannot be loaded into this model: {error}") from error
 
@@ -186,7 +188,7 @@ def _add_new(model: PreTrainedModel, name: str, config_text: str) -> None:
             f"--adapter_config {config_text} does not work with {model.config.model_type}; choose one of {supported}"
         )
     try:
-        model.add_adapter(name, config=config, set_active=True)
+        model.add_adapter(name, config=config)
     except Exception as error:  # each adapter method raises its own types for sizes that do not fit
         raise UsageError(f"--adapter_config {config_text}: cannot be added to this model: {error}") from error
 
@@ -197,7 +199,7 @@ def _try_forward(model: PreTrainedModel, flag: str) -> None:
     input_ids = torch.zeros((1, 4), dtype=torch.int64, device=model.device)
     try:
         with torch.no_grad():
-            model.eval()(input_ids=input_ids)
+            model.eval()(input_ids=input_ids, attention_mask=torch.ones_like(input_ids))
     except Exception as error:  # of many types: the library does not check what it supports
         raise UsageError(f"{flag}: the adapters library does not support it for {model.config.model_type}") from error
     model.train(was_training)

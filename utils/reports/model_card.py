@@ -2,6 +2,7 @@
 
 import math
 import platform
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,18 +13,14 @@ import torch
 import transformers
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
+from torch import nn
 
 from utils.config.data_arguments import DataArguments
 from utils.config.model_arguments import ModelArguments
+from utils.hub.shown_names import hub_name, shown_name
 from utils.models.adapter_usage import usage_snippet
+from utils.reports.run_settings import run_settings
 from utils.training.trainer import LMTrainer
-
-
-SHOWN_ARGUMENTS = (
-    "learning_rate", "lr_scheduler_type", "warmup_steps", "warmup_ratio", "optim", "adam_beta1", "adam_beta2",
-    "weight_decay", "max_grad_norm", "per_device_train_batch_size",
-    "gradient_accumulation_steps", "world_size", "bf16", "fp16", "seed",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,8 +31,8 @@ class ModelCardText:
         auto_class: loads the model, e.g. AutoModelForCausalLM.
         task: the Hub's task tag, e.g. text-generation.
         objective: a sentence that says what the loss is, and so what the perplexity means.
-        snippet: Python code that uses the model, with `{model}` for its name and `{mask}` for the mask token. An
-            adapter has a snippet of its own.
+        snippet: Python code that uses `model` and `tokenizer`, which the code before it has loaded, with `{mask}` for
+            the mask token.
     """
 
     auto_class: type
@@ -60,32 +57,9 @@ def write_model_card(
     """
     args = trainer.args
     output_dir = Path(args.output_dir)
-    name = args.hub_model_id or str(output_dir)
+    name = args.hub_model_id or shown_name(str(output_dir))
     corpus = corpus_name(data_args)
     hub_dataset = hub_name(data_args.dataset_name)
-    metrics = {
-        "eval_loss": "Loss",
-        "perplexity": "Perplexity",
-        "bits_per_byte": "Bits per byte",
-        "eval_accuracy": "Accuracy",
-    }
-    for loss in trainer.losses:
-        metrics |= {f"{loss}_loss": f"{loss.upper()} loss", f"{loss}_accuracy": f"{loss.upper()} accuracy"}
-    eval_results = [
-        EvalResult(
-            task_type=card_text.task,
-            dataset_type=hub_dataset or "text",
-            dataset_name=corpus,
-            dataset_config=data_args.dataset_config_name,
-            dataset_split="validation",
-            dataset_revision=data_args.dataset_revision,
-            metric_type=key.removeprefix("eval_"),
-            metric_name=metrics[key],
-            metric_value=results[key],
-        )
-        for key in metrics
-        if math.isfinite(results.get(key, math.nan))
-    ]
     base_card = card_of_base(model_args)
     metadata = ModelCardData(
         model_name=Path(name).name,
@@ -96,40 +70,41 @@ def write_model_card(
         base_model=hub_name(model_args.model_name_or_path),
         # A derived model inherits the license of its base; a license with a name of its own has further fields.
         **{key: base_card[key] for key in ("license", "license_name", "license_link") if base_card.get(key)},
-        eval_results=eval_results or None,
+        eval_results=evaluation_results(trainer, card_text, data_args, results) or None,
     )
-    origin = f"`{model_args.model_name_or_path}`" if model_args.model_name_or_path else "random weights"
-    num_parameters = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
+    base = model_args.model_name_or_path
+    origin = f"`{shown_name(base)}`" if base else "random weights"
     what, preposition = type(trainer.model).__name__, "from"
     if trainer.adapter is not None:
         origin = "random weights, which are saved with it" if trainer.adapter.base is None else origin
-        what, preposition = f"The adapter `{trainer.adapter.name}` of {what}", "for"
-    hyperparameters = {"block_size": trainer.train_dataset.block_size, "steps": trainer.state.max_steps}
-    hyperparameters |= settings | {key: getattr(args, key) for key in SHOWN_ARGUMENTS}
+        what, preposition = f"The adapter `{trainer.adapter.name}` in {what}", "for"
     versions = {
         "Python": platform.python_version(),
         **{module.__name__: module.__version__ for module in (torch, transformers, datasets, tokenizers, accelerate)},
     }
-    snippet = card_text.snippet.replace("{mask}", trainer.processing_class.mask_token or "")
+    loading = loading_snippet(card_text.auto_class)
     if trainer.adapter is not None:
-        snippet = usage_snippet(trainer.adapter, trainer.model, card_text.auto_class, bool(args.push_to_hub))
+        loading = usage_snippet(trainer.adapter, trainer.model, card_text.auto_class, bool(args.push_to_hub))
+    snippet = imports_first(f"{loading}\n\n{card_text.snippet}").replace("{model}", name)
+    snippet = snippet.replace("{mask}", trainer.processing_class.mask_token or "")
+    shown_results = {key: value for key, value in results.items() if f"eval_{key}" not in results}
     text = f"""---
 {metadata.to_yaml()}
 ---
 
 # {Path(name).name}
 
-{what}, {num_parameters:,} parameters, trained {preposition} {origin} on {corpus}. {card_text.objective}
+{what}, {sizes(trainer.model)}. Trained {preposition} {origin} on {corpus}. {card_text.objective}
 
 ## Use
 
 ```python
-{snippet.replace("{model}", name)}
+{snippet}
 ```
 
 ## Results
 
-{_table(("result", "value"), results)}
+{_table(("result", "value"), shown_results)}
 
 ![Training and evaluation loss over the steps](loss.png)
 
@@ -137,18 +112,13 @@ def write_model_card(
 
 Text: {corpus}. The flags are in [run_args.yaml](run_args.yaml), which repeats the run.
 
-{_table(("hyperparameter", "value"), hyperparameters)}
+{_table(("hyperparameter", "value"), run_settings(trainer) | settings)}
 
 ## Versions
 
 {_table(("package", "version"), versions)}
 """
     ModelCard(text).save(output_dir / "README.md")
-
-
-def hub_name(name: str | None) -> str | None:
-    """The name if it is on the Hub, else None: the Hub refuses cards that name a folder as dataset or base model."""
-    return None if not name or Path(name).exists() or name.startswith("builtin/") else name
 
 
 def card_of_base(model_args: ModelArguments) -> dict:
@@ -167,12 +137,67 @@ def card_of_base(model_args: ModelArguments) -> dict:
 
 
 def corpus_name(data_args: DataArguments) -> str:
-    """The source of the text, as named by the flags."""
-    if data_args.dataset_name:
+    """The source of the text: a dataset on the Hub, or the names of files or a folder, at most five."""
+    if data_args.dataset_name and hub_name(data_args.dataset_name):
         return " ".join(filter(None, (data_args.dataset_name, data_args.dataset_config_name)))
-    if data_args.dataset_path:
-        return data_args.dataset_path
-    return ", ".join([*(data_args.train_file or []), *(data_args.validation_file or [])])
+    paths = [data_args.dataset_name or data_args.dataset_path]
+    if paths == [None]:
+        paths = [*(data_args.train_file or []), *(data_args.validation_file or [])]
+    names = [Path(path).name for path in paths]
+    return ", ".join(names if len(names) <= 5 else [*names[:4], f"and {len(names) - 4:,} more files"])
+
+
+def loading_snippet(auto_class: type) -> str:
+    """Python code that loads the saved model and its tokenizer, with `{model}` for its folder or repository."""
+    name = auto_class.__name__
+    return f"""from transformers import {name}, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{{model}}")
+model = {name}.from_pretrained("{{model}}")"""
+
+
+def imports_first(code: str) -> str:
+    """The same code with its imports at the top."""
+    lines = code.splitlines()
+    imports = [line for line in lines if line.startswith(("import ", "from "))]
+    rest = "\n".join(line for line in lines if line not in imports).strip()
+    return "\n".join([*imports, "", re.sub(r"\n{3,}", "\n\n", rest)])
+
+
+def sizes(model: nn.Module) -> str:
+    """The number of a model's parameters, and of those that were trained if they were not all."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return f"{total:,} parameters" + (f", of which {trained:,} were trained" if trained < total else "")
+
+
+def evaluation_results(
+    trainer: LMTrainer, card_text: ModelCardText, data_args: DataArguments, results: dict[str, float]
+) -> list[EvalResult]:
+    """The results of the evaluation in the form that the Hub shows, for each evaluation set."""
+    names = {"loss": "Loss", "perplexity": "Perplexity", "bits_per_byte": "Bits per byte", "accuracy": "Accuracy"}
+    for loss in trainer.losses:
+        names |= {f"{loss}_loss": f"{loss.upper()} loss", f"{loss}_accuracy": f"{loss.upper()} accuracy"}
+    corpus = corpus_name(data_args)
+    sets = {"eval_": corpus}
+    if isinstance(trainer.eval_dataset, dict):
+        sets = {f"eval_{name}_": f"{corpus}: {name}" for name in trainer.eval_dataset}
+    return [
+        EvalResult(
+            task_type=card_text.task,
+            dataset_type=hub_name(data_args.dataset_name) or "text",
+            dataset_name=dataset,
+            dataset_config=data_args.dataset_config_name,
+            dataset_split="validation",
+            dataset_revision=data_args.dataset_revision,
+            metric_type=key,
+            metric_name=name,
+            metric_value=results[prefix + key],
+        )
+        for prefix, dataset in sets.items()
+        for key, name in names.items()
+        if math.isfinite(results.get(prefix + key, math.nan))
+    ]
 
 
 def _table(header: tuple[str, str], rows: dict) -> str:

@@ -115,6 +115,19 @@ def load_weights(trainer: Trainer, checkpoint: Path) -> None:
             load_weight_file(trainer.model, file)
 
 
+def load_best_model(trainer: Trainer) -> TrainerState:
+    """Load the weights of the best checkpoint, for `--load_best_model_at_end`; returns the state at that step."""
+    checkpoint = Path(trainer.state.best_model_checkpoint)
+    load_weights(trainer, checkpoint)
+    best = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    logger.info(
+        "loaded the weights of step %s of %s, the best by eval_%s: %.4f",
+        f"{best.global_step:,}", f"{trainer.state.global_step:,}",
+        trainer.args.metric_for_best_model.removeprefix("eval_"), trainer.state.best_metric,
+    )  # fmt: skip
+    return best
+
+
 def load_trainer_state(trainer: Trainer, checkpoint: Path) -> None:
     """Take up step, epoch, log history, totals, and with `--restore_callback_states_from_checkpoint` the callbacks."""
     trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))

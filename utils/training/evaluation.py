@@ -1,7 +1,7 @@
 """Exact evaluation: sums over all examples, each counted once, in float64."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, send_to_device
 from torch import nn
 
+from utils.errors import UsageError
 from utils.examples.base import Examples
 from utils.progress import progress
 from utils.training.dataloaders import evaluation_loader
@@ -101,16 +102,65 @@ def evaluation_metrics(
     Args:
         loss_names: of the model's losses; names of several losses appear in the results.
         target_bytes: UTF-8 bytes of the targets of the first loss; None if not known.
-        prefix: of the metrics, e.g. "eval".
+        prefix: of the metrics, e.g. "eval". The first one is `eval_loss`.
     """
     losses = [total / max(count, 1) for total, count in zip(sums.loss, sums.num_targets, strict=True)]
     accuracies = [total / max(count, 1) for total, count in zip(sums.num_correct, sums.num_targets, strict=True)]
-    metrics = {f"{prefix}_loss": sum(losses)} | named_losses("{}_loss", loss_names, losses)
+    metrics = {"loss": sum(losses)} | named_losses("{}_loss", loss_names, losses)
     metrics["perplexity"] = math.exp(losses[0]) if losses[0] < 700 else math.inf
     if target_bytes:
         metrics["bits_per_byte"] = sums.loss[0] / math.log(2) / target_bytes
-        metrics[f"{prefix}_bytes"] = target_bytes
-    return metrics | (named_losses("{}_accuracy", loss_names, accuracies) or {f"{prefix}_accuracy": accuracies[0]})
+        metrics["bytes"] = target_bytes
+    metrics |= named_losses("{}_accuracy", loss_names, accuracies) or {"accuracy": accuracies[0]}
+    return {f"{prefix}_{name}": value for name, value in metrics.items()}
+
+
+def without_prefix(metrics: dict[str, float], loss_names: list[str]) -> dict[str, float]:
+    """The metrics of the prefix "eval" that the results also give without it: perplexity, bits per byte, named losses.
+
+    With the prefix, TensorBoard and its like put a metric next to `eval_loss`, and not among those of the training.
+    """
+    names = ["perplexity", "bits_per_byte"]
+    if len(loss_names) > 1:
+        names += [f"{loss}_{figure}" for loss in loss_names for figure in ("loss", "accuracy")]
+    return {name: metrics[f"eval_{name}"] for name in names if f"eval_{name}" in metrics}
+
+
+def check_best_metric(args, loss_names: Sequence[str], set_names: Sequence[str] = (), metric=None) -> None:
+    """Check that `--metric_for_best_model` is a result of the evaluations of this run.
+
+    Args:
+        args: TrainingArguments.
+        loss_names: of the model's losses.
+        set_names: of the evaluation sets; empty for a single set without a name.
+        metric: of `--metric`, whose results have its name in theirs; None for none.
+
+    Raises:
+        UsageError: there is no such result.
+    """
+    if args.metric_for_best_model is None:
+        return
+    figures = ["loss", "accuracy"]
+    if len(loss_names) > 1:
+        figures = ["loss", *(f"{loss}_{figure}" for loss in loss_names for figure in figures)]
+    prefixes = [f"eval_{name}_" for name in set_names] or ["eval_"]
+    known = [prefix + figure for prefix in prefixes for figure in figures]
+    name = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
+    is_of_metric = metric is not None and any(name.startswith(f"{prefix}{metric.name}_") for prefix in prefixes)
+    if name not in known and not is_of_metric:
+        raise UsageError(f"--metric_for_best_model {name}: no such result; there are {', '.join(known)}")
+
+
+def value_to_compare(metrics: dict[str, float], metric_for_best_model: str | None) -> float:
+    """The result that models are compared by: `--metric_for_best_model`, or `eval_loss`.
+
+    Raises:
+        UsageError: there is no such result.
+    """
+    name = f"eval_{(metric_for_best_model or 'loss').removeprefix('eval_')}"
+    if name not in metrics:
+        raise UsageError(f"--metric_for_best_model {name}: no such result; there are {', '.join(metrics)}")
+    return metrics[name]
 
 
 def named_losses(pattern: str, loss_names: list[str], values: list[float]) -> dict[str, float]:

@@ -18,7 +18,11 @@ from utils.training.resumption import RUN_ARGS, check_flags
 
 logger = logging.getLogger(__name__)
 
-RESULTS = ("train_results.json", "eval_results.json", "all_results.json", "trainer_state.json", "loss.png", RUN_ARGS)
+EVAL_ARGS = "eval_args.yaml"  # of an evaluation alone, which leaves the file of a training in the folder as it is
+RESULTS = (
+    "train_results.json", "eval_results.json", "all_results.json", "trainer_state.json", "loss.png", RUN_ARGS,
+    EVAL_ARGS,
+)  # fmt: skip
 STARTED = {RUN_ARGS, "runs"}  # left by a training run that was killed before its first checkpoint
 
 
@@ -113,11 +117,11 @@ def clear_output_dir(folder: str | Path) -> None:
     shutil.rmtree(Path(folder) / "runs", ignore_errors=True)
 
 
-def write_run_args(folder: str | Path, run_args: dict) -> None:
+def write_run_args(folder: str | Path, run_args: dict, name: str = RUN_ARGS) -> None:
     """Write the flags that were given (from `parse_arguments`) to a file that repeats the run."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(dict(run_args), sort_keys=False, allow_unicode=True)
-    (Path(folder) / RUN_ARGS).write_text(text, encoding="utf-8")
+    (Path(folder) / name).write_text(text, encoding="utf-8")
 
 
 def _is_of_a_started_run(path: Path) -> bool:

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 import torch
+from accelerate.utils import send_to_device
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
@@ -11,6 +12,7 @@ from transformers.integrations.deepspeed import deepspeed_init
 from transformers.trainer_callback import TrainerState
 
 from utils.errors import UsageError
+from utils.examples.base import Examples
 from utils.training.checkpointing import load_trainer_state, load_training_state, load_weights
 from utils.training.output_dir import start_output_dir
 
@@ -103,6 +105,8 @@ def prepare_model(trainer: Trainer, max_steps: int) -> nn.Module:
         trainer.model = accelerator.prepare(trainer.model)
     trainer.create_optimizer_and_scheduler(num_training_steps=max_steps)
     trainer.model.train()
+    if trainer.args.world_size > 1 and not trainer.is_sharded:
+        choose_search_for_unused_parameters(trainer)
     if hasattr(trainer.lr_scheduler, "step"):
         model, trainer.optimizer = accelerator.prepare(trainer.model, trainer.optimizer)
     else:  # DeepSpeed's configuration names the scheduler
@@ -113,6 +117,45 @@ def prepare_model(trainer: Trainer, max_steps: int) -> nn.Module:
         trainer.model = model
     trainer.model_wrapped = model
     return model
+
+
+def choose_search_for_unused_parameters(trainer: Trainer) -> None:
+    """Let DDP search for parameters without a gradient in each step only if the model may have some.
+
+    The search costs a pass over the graph, and torch warns of it in each process if it finds none. Parameters that
+    depend on the batch (experts) or on chance (layer drop) are always searched for, and so are those of a stream
+    without evaluation data, of which no example is at hand. `--ddp_find_unused_parameters` decides it instead.
+    """
+    handler = trainer.accelerator.ddp_handler
+    if trainer.args.ddp_find_unused_parameters is not None or not handler.find_unused_parameters:
+        return
+    settings = trainer.model.config.to_dict()
+    if any("expert" in name or "layerdrop" in name and value for name, value in settings.items()):
+        return
+    dataset = trainer.train_dataset if trainer.train_dataset.num_examples else trainer.eval_dataset
+    dataset = next(iter(dataset.values())) if isinstance(dataset, dict) else dataset
+    if dataset is not None:
+        handler.find_unused_parameters = bool(unused_parameters(trainer, dataset))
+
+
+def unused_parameters(trainer: Trainer, dataset: Examples) -> list[str]:
+    """The names of the trained parameters that the loss of the first example does not depend on."""
+    model = trainer.model
+    batch = send_to_device(trainer.data_collator([dataset[0]]), trainer.args.device)
+    with torch.random.fork_rng():  # the dropout of the training does not change
+        num_targets = trainer.counter.count([batch])
+        loss = trainer.compute_loss(model, batch, num_items_in_batch=num_targets)
+    trainer.counter.reset()
+    used, seen, nodes = set(), set(), [loss.grad_fn]
+    while nodes:  # backward through the graph, to the parameters at its ends
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            used.add(id(getattr(node, "variable", None)))
+            nodes += [next_node for next_node, _ in node.next_functions]
+    return [
+        name for name, parameter in model.named_parameters() if parameter.requires_grad and id(parameter) not in used
+    ]
 
 
 def add_embedding_noise(model: nn.Module, alpha: float) -> torch.utils.hooks.RemovableHandle:

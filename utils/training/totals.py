@@ -19,19 +19,29 @@ class TrainingTotals(TrainerCallback, ExportableState):
     Args:
         nll: for each loss, the negative log-likelihood in nats, summed over its targets.
         targets: for each loss, the number of its targets.
+        samples: examples trained on, counted again in each epoch. None after resuming from a checkpoint written
+            before they were counted: then they are not known.
         tokens: tokens that the model read, without padding.
         seconds: time spent training, without evaluation and saving.
     """
 
-    def __init__(self, nll: Sequence[float] = (), targets: Sequence[int] = (), tokens: int = 0, seconds: float = 0.0):
+    def __init__(
+        self,
+        nll: Sequence[float] = (),
+        targets: Sequence[int] = (),
+        samples: int | None = None,
+        tokens: int = 0,
+        seconds: float = 0.0,
+    ):
         self.nll = list(nll)
         self.targets = list(targets)
+        self.samples = samples
         self.tokens = tokens
         self.seconds = seconds
 
     @classmethod
     def zeros(cls, num_losses: int) -> "TrainingTotals":
-        return cls([0.0] * num_losses, [0] * num_losses)
+        return cls([0.0] * num_losses, [0] * num_losses, samples=0)
 
     def means(self, since: "TrainingTotals") -> list[float]:
         """Each loss in nats per target, over what was added after `since`."""
@@ -50,7 +60,7 @@ class TrainingTotals(TrainerCallback, ExportableState):
 
 
 class TrainingCounter:
-    """Counts losses, targets, tokens and time of a training run, exactly.
+    """Counts losses, targets, examples, tokens and time of a training run, exactly.
 
     The sums of this process are kept on the device and are added to `totals`, with those of the other processes, only
     when a figure is asked for.
@@ -72,12 +82,12 @@ class TrainingCounter:
         self._at_last_log = self.totals.copy()
         device = self.accelerator.device
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        # Of this process and not yet in the totals: nll and targets of each loss, and tokens.
-        self._sums = torch.zeros(2 * len(self.losses) + 1, dtype=dtype, device=device)
+        # Of this process and not yet in the totals: nll and targets of each loss, examples and tokens.
+        self._sums = torch.zeros(2 * len(self.losses) + 2, dtype=dtype, device=device)
         self._clock: float | None = None  # start of the training time not yet in the totals; None while not training
 
     def count(self, micro_batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
-        """Count the targets and tokens of an update, and remove the mark of empty batches.
+        """Count the targets, examples and tokens of an update, and remove the mark of empty batches.
 
         Returns:
             The targets over all processes, int64 of shape (losses,).
@@ -86,10 +96,11 @@ class TrainingCounter:
             self._clock = time.monotonic()
         labels = self.losses.values()
         targets = torch.stack([sum(batch[name].ne(-100).sum() for batch in micro_batches) for name in labels])
-        self._sums[len(self.losses) : -1] += targets
+        self._sums[len(self.losses) : -2] += targets
         for batch in micro_batches:
-            is_empty = batch.pop(EMPTY, None) is not None
-            self._sums[-1] += 0 if is_empty else count_tokens(batch)
+            if batch.pop(EMPTY, None) is None:
+                self._sums[-2] += len(batch["input_ids"])
+                self._sums[-1] += count_tokens(batch)
         return self.accelerator.reduce(targets, "sum")
 
     def add_losses(self, nll: torch.Tensor) -> None:
@@ -98,11 +109,13 @@ class TrainingCounter:
 
     def update(self) -> None:
         """Bring `totals` up to date. All processes call this together."""
-        *sums, tokens = self.accelerator.reduce(self._sums, "sum").tolist()
+        *sums, samples, tokens = self.accelerator.reduce(self._sums, "sum").tolist()
         self._sums = torch.zeros_like(self._sums)
         for loss in range(len(self.losses)):
             self.totals.nll[loss] += sums[loss]
             self.totals.targets[loss] += round(sums[len(self.losses) + loss])
+        if self.totals.samples is not None:
+            self.totals.samples += round(samples)
         self.totals.tokens += round(tokens)
         if self._clock is not None:
             now = time.monotonic()
@@ -131,16 +144,21 @@ class TrainingCounter:
         logs["eta_seconds"] = round(totals.seconds / state.global_step * steps_left, 1)
         return logs
 
-    def summary(self, num_examples: int | None, epoch: float) -> dict[str, float]:
+    def summary(self, state: TrainerState) -> dict[str, float]:
         """The figures of the whole run. All processes call this together."""
         self.update()
         totals = self.totals
         means = totals.means(TrainingTotals.zeros(len(self.losses)))
         metrics = {"train_loss": sum(means)} | named_losses("train_{}_loss", list(self.losses), means)
-        if num_examples is not None:
-            metrics["train_samples"] = num_examples
+        logged = [log["loss"] for log in state.log_history if "loss" in log]
+        if logged:
+            metrics["final_train_loss"] = logged[-1]
+        if totals.samples is not None:
+            metrics["train_samples"] = totals.samples
         metrics["train_tokens"] = totals.tokens
         metrics["train_runtime"] = round(totals.seconds, 3)
         metrics["train_tokens_per_second"] = round(totals.tokens / max(totals.seconds, 1e-9), 1)
-        metrics["epoch"] = epoch
+        if state.best_global_step:
+            metrics["best_step"] = state.best_global_step
+        metrics["epoch"] = state.epoch
         return metrics

@@ -17,7 +17,7 @@ from utils.models.adapter_saving import save_adapter
 from utils.models.adapters import Adapter, GradientCheck
 from utils.training.batch_sampler import EpochBatches
 from utils.training.dataloaders import TrainingLoader, no_worker_left_behind
-from utils.training.evaluation import evaluation_metrics, score_dataset
+from utils.training.evaluation import check_best_metric, evaluation_metrics, score_dataset, without_prefix
 from utils.training.fsdp import (
     gather_full_state_dict,
     prepare_for_evaluation,
@@ -84,6 +84,8 @@ class LMTrainer(TrainingLoop):
         self.model_accepts_loss_kwargs = True  # the loss is divided by the number of targets, in compute_loss
         self.counter = TrainingCounter(self.losses, self.accelerator)
         self.checkpoint_uploads = CheckpointUploads()
+        set_names = list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else []
+        check_best_metric(args, list(self.losses), set_names, metric)
         self._weight_names = weight_names(model)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
@@ -153,20 +155,47 @@ class LMTrainer(TrainingLoop):
 
     @torch.no_grad()
     def evaluate(
-        self, eval_dataset: Examples | None = None, ignore_keys=None, metric_key_prefix: str = "eval"
+        self,
+        eval_dataset: Examples | dict[str, Examples] | str | None = None,
+        ignore_keys=None,
+        metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Evaluate exactly.
 
+        Args:
+            eval_dataset: examples, several sets of them by name, or the name of one of the sets that the trainer has.
+                Default: all that the trainer has.
+            metric_key_prefix: of all metrics. Those of a named set begin with, for example, `eval_books_`.
+
         Returns:
-            `eval_loss`: nats per target, sum over count in float64; `perplexity`, its exponential; `bits_per_byte` and
-            `eval_bytes`, if the dataset has `target_bytes`; `eval_accuracy`, the share of targets that the model
-            ranks first; `eval_samples`; `eval_tokens`, or `eval_` and `target_name`, the number of targets;
-            `eval_runtime` in seconds; `eval_tokens_per_second`; and what `metric` computes. With several losses,
-            `eval_loss` is the sum of `NAME_loss`, `perplexity` the exponential of the first, and there is a
-            `NAME_accuracy` for each instead of `eval_accuracy`.
+            `eval_loss`: nats per target, sum over count in float64; `eval_perplexity`, its exponential;
+            `eval_bits_per_byte` and `eval_bytes`, if the dataset has `target_bytes`; `eval_accuracy`, the share of
+            targets that the model ranks first; `eval_samples`; `eval_tokens`, or `eval_` and `target_name`, the number
+            of targets; `eval_runtime` in seconds; `eval_tokens_per_second`; and what `metric` computes. With several
+            losses, `eval_loss` is the sum of `eval_NAME_loss`, `eval_perplexity` the exponential of the first, and
+            there is an `eval_NAME_accuracy` for each instead of `eval_accuracy`. With the prefix "eval", perplexity,
+            bits per byte and the named losses are also there without it. `best_step` is the step whose weights were
+            evaluated, if `--load_best_model_at_end` loaded them; `epoch` is that of the last step.
         """
         self.counter.pause()
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, str):
+            dataset = {dataset: self.eval_dataset[dataset]}
+        sets = {"": dataset} if not isinstance(dataset, dict) else {f"_{name}": part for name, part in dataset.items()}
+        metrics = {}
+        for name, examples in sets.items():
+            metrics |= self._evaluate_set(examples, metric_key_prefix + name)
+        if metric_key_prefix == "eval":
+            metrics |= without_prefix(metrics, list(self.losses))
+        if self.best_state is not None:
+            metrics["best_step"] = self.best_state.global_step
+        if self.state.epoch is not None:
+            metrics["epoch"] = self.state.epoch
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _evaluate_set(self, dataset: Examples, prefix: str) -> dict[str, float]:
+        """Evaluate on one set of examples, and log its metrics."""
         model = self.model.to(self.args.device) if not self.is_sharded else self._sharded_model()
         start = time.monotonic()
         with no_worker_left_behind():
@@ -181,7 +210,6 @@ class LMTrainer(TrainingLoop):
                 after_batch=self._leave_if_asked_to_stop,
             )
         runtime = time.monotonic() - start
-        prefix = metric_key_prefix
         metrics = evaluation_metrics(sums, list(self.losses), dataset.target_bytes, prefix)
         metrics |= {f"{prefix}_{self.metric.name}_{name}": value for name, value in sums.metric.items()}
         metrics[f"{prefix}_samples"] = len(dataset)
@@ -189,9 +217,16 @@ class LMTrainer(TrainingLoop):
         metrics[f"{prefix}_runtime"] = round(runtime, 3)
         num_tokens = sums.num_targets[0] if self.target_name == "tokens" else sums.num_tokens
         metrics[f"{prefix}_tokens_per_second"] = round(num_tokens / runtime, 1)
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._log_evaluation(metrics)
         return metrics
+
+    def _log_evaluation(self, metrics: dict[str, float]) -> None:
+        """Log the metrics under the step whose weights were evaluated."""
+        last = self.state.global_step, self.state.epoch
+        if self.best_state is not None:
+            self.state.global_step, self.state.epoch = self.best_state.global_step, self.best_state.epoch
+        self.log(dict(metrics))  # a copy: `log` adds the epoch
+        self.state.global_step, self.state.epoch = last
 
     def _sharded_model(self) -> torch.nn.Module:
         if self.is_prepared:

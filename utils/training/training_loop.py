@@ -9,6 +9,7 @@ import torch
 from accelerate.utils import find_executable_batch_size, send_to_device
 from torch import nn
 from transformers.debug_utils import DebugUnderflowOverflow
+from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from utils.compat import CompatTrainer
@@ -19,14 +20,15 @@ from utils.examples.stream_loader import StreamLoader
 from utils.training.checkpoint_files import read_metadata
 from utils.training.checkpointing import (
     keep_best_checkpoint,
+    load_best_model,
     load_rng_state,
-    load_weights,
     update_best_metric,
     write_checkpoint,
 )
 from utils.training.dataloaders import TrainingLoader, no_worker_left_behind
 from utils.training.divergence import DivergenceWatch
 from utils.training.endings import stopped_early
+from utils.training.evaluation import value_to_compare
 from utils.training.preparation import add_embedding_noise, prepare_run, start_output
 from utils.training.resumption import check_same_run, run_metadata
 from utils.training.signals import StopRequested, StopRequests, reason_and_exit_code
@@ -54,6 +56,7 @@ class TrainingLoop(CompatTrainer):
         self.is_already_complete = False  # resumed from a checkpoint of its last step: nothing was trained
         self.is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         self.is_prepared = False  # wrapped for its hardware by `accelerate`
+        self.best_state: TrainerState | None = None  # of the best checkpoint, once its weights are loaded
         self.order_seed = args.seed if args.data_seed is None else args.data_seed
         self._last_logged_step = 0
         self._given_optimizers = (self.optimizer, self.lr_scheduler)
@@ -100,6 +103,7 @@ class TrainingLoop(CompatTrainer):
         self.optimizer, self.lr_scheduler = self._given_optimizers
         self.batch_size = batch_size
         self.last_saved_step = None
+        self.best_state = None
         self.counter.reset()
         if checkpoint is not None:
             check_same_run(checkpoint, run_metadata(self), self.model.config)
@@ -243,15 +247,12 @@ class TrainingLoop(CompatTrainer):
 
     def _evaluate_and_compare(self) -> bool:
         """Evaluate, and find out whether this is the best model so far by `--metric_for_best_model`."""
-        metrics = self.evaluate()
-        name = f"eval_{(self.args.metric_for_best_model or 'loss').removeprefix('eval_')}"
+        metrics, best = self.evaluate(), self.args.metric_for_best_model
         if isinstance(self.lr_scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            self.lr_scheduler.step(metrics[name])
-        if self.args.metric_for_best_model is None:
+            self.lr_scheduler.step(value_to_compare(metrics, best))
+        if best is None:
             return False
-        if name not in metrics:
-            raise UsageError(f"--metric_for_best_model {name}: no such result; there are {', '.join(metrics)}")
-        return update_best_metric(self.state, metrics[name], self.args.greater_is_better)
+        return update_best_metric(self.state, value_to_compare(metrics, best), self.args.greater_is_better)
 
     def save_checkpoint(self, evaluation_is_due: bool = False) -> None:
         """Write a checkpoint of this step.
@@ -284,10 +285,10 @@ class TrainingLoop(CompatTrainer):
         """After the last update: the best model if asked for, the results, and the end of the logs."""
         args = self.args
         if args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
-            load_weights(self, Path(self.state.best_model_checkpoint))
+            self.best_state = load_best_model(self)
         self.watch.check_weights(self.model, self.state.global_step, self._learning_rate())
         self.store_flos()
-        metrics = self.counter.summary(self.train_dataset.num_examples, self.state.epoch)
+        metrics = self.counter.summary(self.state)
         self.is_in_train = False
         self.log(metrics)
         keep_best_checkpoint(self)
