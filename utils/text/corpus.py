@@ -19,6 +19,7 @@ from utils.errors import UsageError
 from utils.fingerprint import fingerprint
 from utils.hub.dataset_names import full_dataset_name
 from utils.hub.errors import explain_hub_error
+from utils.text.columns import with_text_column
 from utils.text.document_stream import DocumentStream
 from utils.text.text_files import PIECE_SIZE, files_fingerprint, find_files, load_files
 
@@ -44,13 +45,14 @@ def load_corpus(
 
     Returns:
         A dict with "train" (if `--do_train`) and "validation" (if `--do_eval`), each a Dataset, or a DocumentStream
-        with `--streaming`. Each row is a document. Its text is in the column "text"; the other columns of the source
-        are kept. If the source has no validation split, `--validation_split_percentage` of the training documents are
-        held out, the same ones for the same seed.
+        with `--streaming`. Each row is a document with all columns of the source. Its text is also in the column
+        "text", if the source has a column of text. If it has no validation split, `--validation_split_percentage` of
+        the training documents are held out, the same ones for the same seed.
 
     Raises:
-        UsageError: a missing file or folder, an unsupported format, text that is not UTF-8, malformed JSON, no column
-            of text, an empty corpus, no split to train or evaluate on, or flags that contradict `--streaming`.
+        UsageError: a missing file or folder, an unsupported format, text that is not UTF-8, malformed JSON, a
+            `--text_column` that does not exist, an empty corpus, no split to train or evaluate on, or flags that
+            contradict `--streaming`.
     """
     do_train, do_eval = training_args.do_train, training_args.do_eval
     if data_args.streaming:
@@ -134,11 +136,11 @@ def _prepare_split(
     data_args: DataArguments,
     has_examples: Callable[[Dataset | DocumentStream], bool],
 ) -> Dataset | DocumentStream:
-    """Turn a split into a stream with `--streaming`, and put the text of its documents into the column "text"."""
+    """Turn a split into a stream with `--streaming`, and make the text of its documents available as "text"."""
     if data_args.streaming:
         rows = _as_stream(rows, data_args)
     if not has_examples(rows):
-        rows = _with_text_column(rows, data_args.text_column, split)
+        rows = with_text_column(rows, data_args.text_column, split)
     elif data_args.streaming:
         raise UsageError("--streaming: the dataset contains ready-made pairs; leave the flag out")
     if isinstance(rows, Dataset) and len(rows) == 0:
@@ -250,38 +252,3 @@ def _load_python_docs() -> Dataset:
     table = pa.table({"topic": list(topics), "text": list(topics.values())})
     content = json.dumps(topics, sort_keys=True).encode()
     return Dataset(table, fingerprint=hashlib.sha256(content).hexdigest()[:16])
-
-
-def _with_text_column(documents: Dataset | DocumentStream, text_column: str, split: str) -> Dataset | DocumentStream:
-    """Rename the column of text to "text". Without a column "text", use the only column of strings."""
-    columns = _string_columns(documents)
-    if text_column not in columns:
-        if text_column != DataArguments.text_column or len(columns) != 1:
-            raise UsageError(
-                f"--text_column {text_column}: the {split} documents have no such column of strings "
-                f"(columns of strings: {', '.join(columns) or 'none'}; all columns: "
-                f"{', '.join(documents.column_names) or 'none'})"
-            )
-        text_column = columns[0]
-        logger.info("corpus: taking the text of %s from %s, its only column of strings", split, text_column)
-    if text_column == "text":
-        return documents
-    if isinstance(documents, DocumentStream):
-        return dataclasses.replace(documents, text_column=text_column)
-    if "text" in documents.column_names:
-        documents = documents.remove_columns("text")
-    return documents.rename_column(text_column, "text")
-
-
-def _string_columns(documents: Dataset | DocumentStream) -> list[str]:
-    if isinstance(documents, DocumentStream):
-        return [
-            field.name
-            for field in documents.schema
-            if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
-        ]
-    return [
-        name
-        for name, feature in documents.features.items()
-        if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
-    ]
