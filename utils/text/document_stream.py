@@ -11,8 +11,8 @@ import pyarrow as pa
 from utils.errors import UsageError
 from utils.fingerprint import fingerprint
 from utils.hub.errors import explain_hub_error
+from utils.text.read_errors import explain_read_error
 from utils.text.row import Row
-from utils.text.text_files import explain_read_error
 
 
 ROWS_PER_READ = 200
