@@ -25,7 +25,7 @@ def with_text_column(documents: Dataset | DocumentStream, text_column: str, spli
     Raises:
         UsageError: another `text_column` than the default is not a column of strings.
     """
-    columns = _string_columns(documents)
+    columns = string_columns(documents)
     if text_column == DataArguments.text_column:
         if text_column in documents.column_names or len(columns) != 1:
             return documents
@@ -58,7 +58,8 @@ def read_texts(rows: Iterable[dict], document_text: Callable[[dict], str | None]
     return texts
 
 
-def _string_columns(documents: Dataset | DocumentStream) -> list[str]:
+def string_columns(documents: Dataset | DocumentStream) -> list[str]:
+    """The names of the columns whose values are strings."""
     if isinstance(documents, DocumentStream):
         return [
             field.name

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-import random
+import os
 import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -21,13 +21,13 @@ from utils.hub.dataset_names import full_dataset_name
 from utils.hub.errors import explain_hub_error
 from utils.text.columns import with_text_column
 from utils.text.document_stream import DocumentStream
+from utils.text.held_out import hold_out
 from utils.text.text_files import PIECE_SIZE, files_fingerprint, find_files, load_files
 
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_VALIDATION_PERCENTAGE = DataArguments.validation_split_percentage
-MAX_GROUPS = 1000  # see hold_out
 
 
 def load_corpus(
@@ -125,9 +125,28 @@ def _load_splits(
         # Find the files of both splits before reading either, which may take long.
         files = {split: find_files(f"--{split}_file", paths[split]) for split in paths if paths[split]}
         _require_splits(files, do_train, do_eval)
+        if do_train and "validation" in files:
+            _warn_of_common_files(**files)
         splits = {split: _load_files(split, files[split], data_args, cache_dir) for split in files}
     _require_splits(splits, do_train, do_eval)
     return splits
+
+
+def _warn_of_common_files(train: list[str], validation: list[str]) -> None:
+    """Warn of a file that both splits read, under the same name or through a link."""
+
+    def identity(file: str) -> tuple[int, int]:
+        return os.stat(file).st_dev, os.stat(file).st_ino
+
+    trained_on = set(map(identity, train))
+    common = [file for file in validation if identity(file) in trained_on]
+    if common:
+        more = f" and {len(common) - 1:,} more" if len(common) > 1 else ""
+        logger.warning(
+            "--train_file and --validation_file both read %s%s: the evaluation is on text that was trained on",
+            common[0],
+            more,
+        )
 
 
 def _prepare_split(
@@ -156,36 +175,6 @@ def _require_splits(splits: Collection[str], do_train: bool, do_eval: bool) -> N
         )
     if do_eval and not {"train", "validation"} & set(splits):
         raise UsageError(f"evaluation needs a validation or a train split; available splits: {', '.join(splits)}")
-
-
-def hold_out(documents: Dataset, percentage: int, seed: int) -> tuple[Dataset, Dataset]:
-    """Split documents into a train and a validation part: disjoint, complete, each in the order of the corpus.
-
-    The corpus is divided into up to 1,000 groups of consecutive documents, and `percentage` per cent of the groups are
-    held out. Whole groups keep text readable if documents are lines. Many groups, drawn from the entire corpus, make
-    the held-out part representative even if the corpus is sorted by source.
-
-    Args:
-        documents: at least two.
-        percentage: 1 to 99.
-        seed: another seed draws other groups.
-
-    Raises:
-        UsageError: there are fewer than two documents.
-    """
-    if len(documents) < 2:
-        raise UsageError(
-            "the corpus is one document, so no validation part can be held out: give --validation_file, split it with "
-            "--document_by line, or give --do_train alone"
-        )
-    num_groups = min(MAX_GROUPS, len(documents))
-    num_held_out = min(max(round(num_groups * percentage / 100), 1), num_groups - 1)
-    held_out = set(random.Random(seed).sample(range(num_groups), num_held_out))
-    edges = [group * len(documents) // num_groups for group in range(num_groups + 1)]
-    train, validation = [], []
-    for group in range(num_groups):
-        (validation if group in held_out else train).extend(range(edges[group], edges[group + 1]))
-    return documents.select(train), documents.select(validation)
 
 
 def _load_files(

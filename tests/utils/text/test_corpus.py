@@ -1,13 +1,14 @@
 """The splits, columns and held-out documents of a corpus."""
 
 import json
+import re
 
 import datasets
 import pytest
 from datasets import Dataset, DatasetDict
 
 from utils.errors import UsageError
-from utils.text.corpus import MAX_GROUPS, hold_out
+from utils.text.held_out import MAX_GROUPS, hold_out
 from utils.text.row import Row
 from utils.tokens.token_store import iterate_texts
 
@@ -169,6 +170,38 @@ def test_each_document_is_held_out_with_some_seed():
 def test_a_single_document_cannot_be_split():
     with pytest.raises(UsageError, match="--validation_file"):
         split(1, 50)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "percentage", "figures"),
+    [
+        ([100] * 20, 5, None),
+        ([100] * 3, 5, "1 of 3 documents are held out, with 33% of the text instead of the 5%"),
+        ([1000, 10, 10, 10], 50, "2 of 4 documents are held out, with (2|98)% of the text instead of the 50%"),
+        ([0, 0, 0], 5, None),
+    ],
+)
+def test_a_share_of_the_text_that_was_not_asked_for(caplog, lengths, percentage, figures):
+    texts = ["\u00e9" * (length // 2) for length in lengths]
+    hold_out(Dataset.from_dict({"id": range(len(texts)), "text": texts}), percentage, seed=1)
+    assert bool(caplog.text) == bool(figures)
+    assert figures is None or re.search(figures, caplog.text)
+
+
+@pytest.mark.parametrize("way", ["the same name", "a glob", "a folder", "a link", "another file", "evaluation only"])
+def test_a_file_for_training_and_validation(tmp_path, load_documents, caplog, way):
+    (tmp_path / "texts").mkdir()
+    file, other = tmp_path / "texts" / "a.txt", tmp_path / "b.txt"
+    file.write_text("a\n")
+    other.write_text("a\n")
+    (tmp_path / "link.txt").symlink_to(file)
+    validation_file = {
+        "a glob": tmp_path / "*" / "a.*", "a folder": tmp_path / "texts", "a link": tmp_path / "link.txt",
+        "another file": other,
+    }.get(way, file)  # fmt: skip
+    load_documents(train_file=file, validation_file=validation_file, do_eval=True, do_train=way != "evaluation only")
+    is_warned = "--train_file and --validation_file both read" in caplog.text
+    assert is_warned == (way not in ("another file", "evaluation only"))
 
 
 def test_held_out_documents_of_a_file(tmp_path, load_documents):
