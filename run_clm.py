@@ -26,6 +26,7 @@ from utils.reports import ModelCardText, print_counts, write_report
 from utils.reports.sample import SampleArguments, print_sample
 from utils.text import load_corpus
 from utils.tokens import load_tokenizer, tokenize_documents
+from utils.tokens.tokenizer import log_added_tokens
 from utils.training import LMTrainer, find_checkpoint, load_metric
 
 
@@ -36,6 +37,10 @@ class CausalLMArguments(SampleArguments):
     append_eos: bool = field(
         default=False,
         metadata={"help": "End each document with an end-of-text token. Use it unless documents are lines of text."},
+    )
+    add_special_tokens: bool = field(
+        default=True,
+        metadata={"help": "Keep the tokens that the tokenizer adds to each document, such as the BOS of Llama."},
     )
 
 
@@ -74,6 +79,8 @@ def main(args: list[str] | None = None) -> dict[str, float]:
 
     # Tokenizer: the model's own, --tokenizer_name, or one trained on the corpus
     tokenizer = load_tokenizer(model_args, raw_datasets.get("train"), document_text)
+    if clm_args.add_special_tokens:
+        log_added_tokens(tokenizer)
 
     # Blocks: every token of the corpus, in order
     block_size = data_args.block_size or default_block_size(config, tokenizer.model_max_length)
@@ -87,6 +94,7 @@ def main(args: list[str] | None = None) -> dict[str, float]:
             cache_dir=model_args.cache_dir,
             description=split,
             append_eos=clm_args.append_eos,
+            add_special_tokens=clm_args.add_special_tokens,
             with_token_bytes=split == "validation",
             num_tokens_needed=data_args.tokens_needed(split, block_size),
         )

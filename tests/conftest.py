@@ -131,7 +131,9 @@ def load_documents(tmp_path):
         for name in {"train_file", "validation_file"} & data_flags.keys():
             paths = data_flags[name]
             data_flags[name] = [str(path) for path in (paths if isinstance(paths, list) else [paths])]
-        training_args = SimpleNamespace(do_train=do_train, do_eval=do_eval, seed=seed)
+        training_args = SimpleNamespace(
+            do_train=do_train, do_eval=do_eval, seed=seed, group_by_length=False, dataloader_num_workers=0
+        )
         return load_corpus(DataArguments(**data_flags), training_args, str(tmp_path / "cache"), None)
 
     return call

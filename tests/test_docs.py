@@ -210,7 +210,7 @@ def short_training(checkpoint, train_file, validation_file) -> list:
 def test_title_and_body_columns(run, checkpoint, tmp_path):
     rows = "".join(f'{{"title": "the {line[:9]}", "body": "{line}"}}\n' for line in make_lines(20))
     (tmp_path / "rows.jsonl").write_text(rows + '{"title": "left out", "body": ""}\n')
-    flags = ["--train_file", tmp_path / "rows.jsonl", "--text_column", "body", "--block_size", 16, "--max_steps", 1]
+    flags = ["--train_file", tmp_path / "rows.jsonl", "--block_size", 16, "--max_steps", 1]
     model = checkpoint("gpt2")
     run(
         tmp_path / "out", *flags, "--model_name_or_path", model, "--do_train",

@@ -184,6 +184,28 @@ def test_best_model_is_loaded_at_the_end(train_file, validation_file, run, tmp_p
     assert state["best_metric"] == min(losses)
 
 
+def test_special_tokens_of_the_tokenizer(checkpoint, masked_tokenizer, validation_file, run, tmp_path, caplog):
+    """Added to each document, as the log says, unless they are left out. The cache tells the two apart."""
+    masked_tokenizer.save_pretrained(tmp_path / "tokenizer")
+    flags = [
+        "--model_name_or_path", checkpoint("llama"), "--tokenizer_name", tmp_path / "tokenizer", "--validation_file",
+        validation_file, "--do_eval", "--block_size", 16,
+    ]  # fmt: skip
+    lines = validation_file.read_text().splitlines(keepends=True)
+    line_of_log = "tokenizer: adds <s> ... </s> to each document (or line, if documents are lines)"
+    for added in (True, False, True):
+        caplog.clear()
+        with caplog.at_level("INFO", "utils"):
+            results = run(tmp_path / "out", *flags, *([] if added else ["--add_special_tokens", "false"]))
+        ids = [token for line in lines for token in masked_tokenizer(line, add_special_tokens=added)["input_ids"]]
+        assert results["eval_tokens"] == sum(i % 16 > 0 for i in range(len(ids)))
+        assert caplog.text.count(line_of_log) == added
+    caplog.clear()
+    with caplog.at_level("INFO", "utils"):
+        run(tmp_path / "out", *flags[:2], *flags[4:])  # with a tokenizer that adds none
+    assert "tokenizer: adds" not in caplog.text
+
+
 def test_second_run_tokenizes_nothing(train_file, run, tmp_path):
     built = set()
     flags = [*SCRATCH, "--train_file", train_file, "--preprocess_only"]

@@ -407,7 +407,7 @@ def test_corpus_whose_documents_have_no_token(refused_before, train_file, tmp_pa
 def test_no_column_of_text(refused_before, tmp_path, row, flags, named):
     file = tmp_path / "rows.jsonl"
     file.write_text(f"{json.dumps(row)}\n" * 3)
-    message = refused_before("load_tokenizer", *SCRATCH, "--train_file", file, *flags)
+    message = refused_before("load_model", *SCRATCH, "--train_file", file, *flags)
     assert all(part in message for part in named)
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-import random
+import os
 import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -19,14 +19,15 @@ from utils.errors import UsageError
 from utils.fingerprint import fingerprint
 from utils.hub.dataset_names import full_dataset_name
 from utils.hub.errors import explain_hub_error
+from utils.text.columns import with_text_column
 from utils.text.document_stream import DocumentStream
+from utils.text.held_out import hold_out
 from utils.text.text_files import PIECE_SIZE, files_fingerprint, find_files, load_files
 
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_VALIDATION_PERCENTAGE = DataArguments.validation_split_percentage
-MAX_GROUPS = 1000  # see hold_out
 
 
 def load_corpus(
@@ -44,13 +45,14 @@ def load_corpus(
 
     Returns:
         A dict with "train" (if `--do_train`) and "validation" (if `--do_eval`), each a Dataset, or a DocumentStream
-        with `--streaming`. Each row is a document. Its text is in the column "text"; the other columns of the source
-        are kept. If the source has no validation split, `--validation_split_percentage` of the training documents are
-        held out, the same ones for the same seed.
+        with `--streaming`. Each row is a document with all columns of the source. Its text is also in the column
+        "text", if the source has a column of text. If it has no validation split, `--validation_split_percentage` of
+        the training documents are held out, the same ones for the same seed.
 
     Raises:
-        UsageError: a missing file or folder, an unsupported format, text that is not UTF-8, malformed JSON, no column
-            of text, an empty corpus, no split to train or evaluate on, or flags that contradict `--streaming`.
+        UsageError: a missing file or folder, an unsupported format, text that is not UTF-8, malformed JSON, a
+            `--text_column` that does not exist, an empty corpus, no split to train or evaluate on, or flags that
+            contradict `--streaming`.
     """
     do_train, do_eval = training_args.do_train, training_args.do_eval
     if data_args.streaming:
@@ -123,9 +125,28 @@ def _load_splits(
         # Find the files of both splits before reading either, which may take long.
         files = {split: find_files(f"--{split}_file", paths[split]) for split in paths if paths[split]}
         _require_splits(files, do_train, do_eval)
+        if do_train and "validation" in files:
+            _warn_of_common_files(**files)
         splits = {split: _load_files(split, files[split], data_args, cache_dir) for split in files}
     _require_splits(splits, do_train, do_eval)
     return splits
+
+
+def _warn_of_common_files(train: list[str], validation: list[str]) -> None:
+    """Warn of a file that both splits read, under the same name or through a link."""
+
+    def identity(file: str) -> tuple[int, int]:
+        return os.stat(file).st_dev, os.stat(file).st_ino
+
+    trained_on = set(map(identity, train))
+    common = [file for file in validation if identity(file) in trained_on]
+    if common:
+        more = f" and {len(common) - 1:,} more" if len(common) > 1 else ""
+        logger.warning(
+            "--train_file and --validation_file both read %s%s: the evaluation is on text that was trained on",
+            common[0],
+            more,
+        )
 
 
 def _prepare_split(
@@ -134,11 +155,11 @@ def _prepare_split(
     data_args: DataArguments,
     has_examples: Callable[[Dataset | DocumentStream], bool],
 ) -> Dataset | DocumentStream:
-    """Turn a split into a stream with `--streaming`, and put the text of its documents into the column "text"."""
+    """Turn a split into a stream with `--streaming`, and make the text of its documents available as "text"."""
     if data_args.streaming:
         rows = _as_stream(rows, data_args)
     if not has_examples(rows):
-        rows = _with_text_column(rows, data_args.text_column, split)
+        rows = with_text_column(rows, data_args.text_column, split)
     elif data_args.streaming:
         raise UsageError("--streaming: the dataset contains ready-made pairs; leave the flag out")
     if isinstance(rows, Dataset) and len(rows) == 0:
@@ -154,36 +175,6 @@ def _require_splits(splits: Collection[str], do_train: bool, do_eval: bool) -> N
         )
     if do_eval and not {"train", "validation"} & set(splits):
         raise UsageError(f"evaluation needs a validation or a train split; available splits: {', '.join(splits)}")
-
-
-def hold_out(documents: Dataset, percentage: int, seed: int) -> tuple[Dataset, Dataset]:
-    """Split documents into a train and a validation part: disjoint, complete, each in the order of the corpus.
-
-    The corpus is divided into up to 1,000 groups of consecutive documents, and `percentage` per cent of the groups are
-    held out. Whole groups keep text readable if documents are lines. Many groups, drawn from the entire corpus, make
-    the held-out part representative even if the corpus is sorted by source.
-
-    Args:
-        documents: at least two.
-        percentage: 1 to 99.
-        seed: another seed draws other groups.
-
-    Raises:
-        UsageError: there are fewer than two documents.
-    """
-    if len(documents) < 2:
-        raise UsageError(
-            "the corpus is one document, so no validation part can be held out: give --validation_file, split it with "
-            "--document_by line, or give --do_train alone"
-        )
-    num_groups = min(MAX_GROUPS, len(documents))
-    num_held_out = min(max(round(num_groups * percentage / 100), 1), num_groups - 1)
-    held_out = set(random.Random(seed).sample(range(num_groups), num_held_out))
-    edges = [group * len(documents) // num_groups for group in range(num_groups + 1)]
-    train, validation = [], []
-    for group in range(num_groups):
-        (validation if group in held_out else train).extend(range(edges[group], edges[group + 1]))
-    return documents.select(train), documents.select(validation)
 
 
 def _load_files(
@@ -250,38 +241,3 @@ def _load_python_docs() -> Dataset:
     table = pa.table({"topic": list(topics), "text": list(topics.values())})
     content = json.dumps(topics, sort_keys=True).encode()
     return Dataset(table, fingerprint=hashlib.sha256(content).hexdigest()[:16])
-
-
-def _with_text_column(documents: Dataset | DocumentStream, text_column: str, split: str) -> Dataset | DocumentStream:
-    """Rename the column of text to "text". Without a column "text", use the only column of strings."""
-    columns = _string_columns(documents)
-    if text_column not in columns:
-        if text_column != DataArguments.text_column or len(columns) != 1:
-            raise UsageError(
-                f"--text_column {text_column}: the {split} documents have no such column of strings "
-                f"(columns of strings: {', '.join(columns) or 'none'}; all columns: "
-                f"{', '.join(documents.column_names) or 'none'})"
-            )
-        text_column = columns[0]
-        logger.info("corpus: taking the text of %s from %s, its only column of strings", split, text_column)
-    if text_column == "text":
-        return documents
-    if isinstance(documents, DocumentStream):
-        return dataclasses.replace(documents, text_column=text_column)
-    if "text" in documents.column_names:
-        documents = documents.remove_columns("text")
-    return documents.rename_column(text_column, "text")
-
-
-def _string_columns(documents: Dataset | DocumentStream) -> list[str]:
-    if isinstance(documents, DocumentStream):
-        return [
-            field.name
-            for field in documents.schema
-            if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
-        ]
-    return [
-        name
-        for name, feature in documents.features.items()
-        if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
-    ]

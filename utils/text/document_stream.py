@@ -11,7 +11,8 @@ import pyarrow as pa
 from utils.errors import UsageError
 from utils.fingerprint import fingerprint
 from utils.hub.errors import explain_hub_error
-from utils.text.text_files import explain_read_error
+from utils.text.read_errors import explain_read_error
+from utils.text.row import Row
 
 
 ROWS_PER_READ = 200
@@ -51,7 +52,7 @@ class DocumentStream:
         rows: reads the shards.
         source: the flag that names the text, for error messages.
         source_fingerprint: digest of what determines the rows, as far as that is known without reading them.
-        text_column: the column that becomes "text".
+        text_column: the column that is also available as "text".
         files: the local files that are read, if any.
         held_out: selects the rows held out for evaluation; None if no rows are held out.
         is_held_out: True for the held-out documents, False for the remaining ones.
@@ -111,7 +112,7 @@ class DocumentStream:
 
     def read(
         self, shard: int, first_row: int = 0, step: int = 1, remainder: int = 0
-    ) -> Iterator[tuple[int, list[dict]]]:
+    ) -> Iterator[tuple[int, list[Row]]]:
         """Read the documents of a shard from `first_row` on, in batches of at most `ROWS_PER_READ`.
 
         The rows before `first_row` may have to be read too, but are not processed.
@@ -120,7 +121,7 @@ class DocumentStream:
             step, remainder: only the rows whose number modulo `step` equals `remainder` are returned.
 
         Yields:
-            (next_row, documents): the row after the batch, and its documents as dicts. The list is empty if the batch
+            (next_row, documents): the row after the batch, and its documents. The list is empty if the batch
             has no matching row.
 
         Raises:
@@ -134,8 +135,8 @@ class DocumentStream:
                 is_selected &= self.held_out(shard, numbers) == self.is_held_out
             columns = table.filter(pa.array(is_selected)).to_pydict()
             if self.text_column != "text":
-                columns["text"] = columns.pop(self.text_column)
-            yield first_row, [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+                columns["text"] = columns[self.text_column]
+            yield first_row, [Row(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def iter(self, batch_size: int) -> Iterator[dict[str, list]]:
         """All documents in order, as columns, like Dataset.iter; `batch_size` is ignored in favor of ROWS_PER_READ."""

@@ -24,7 +24,9 @@ from utils.environment import local_world_size, master_address, master_port, wor
 from utils.errors import UsageError
 from utils.fingerprint import checksum, code_fingerprint, fingerprint
 from utils.progress import progress
+from utils.text.columns import read_texts
 from utils.text.document_stream import ROWS_PER_READ, DocumentStream
+from utils.text.row import Row
 from utils.text.segmentation import Segmenter
 from utils.tokens.encoder import Encoded, Encoder, map_in_threads, require_word_boundaries
 from utils.tokens.store_writer import StoreWriter
@@ -116,7 +118,8 @@ def tokenize_documents(
 
     Raises:
         UsageError: `append_eos` with a tokenizer without an end-of-text token, `with_word_starts` with one that does
-            not report word boundaries, or documents without a single token.
+            not report word boundaries, a `document_text` that reads a column that does not exist or does not return a
+            string, or documents without a single token.
     """
     if append_eos and tokenizer.eos_token_id is None:
         raise UsageError(
@@ -142,6 +145,7 @@ def tokenize_documents(
     if not isinstance(documents, DocumentStream):
         num_tokens_needed = None
     elif documents.is_endless:
+        next(iterate_texts(documents, document_text), None)  # finds a missing column before the model is loaded
         num_workers = num_threads(data_args.preprocessing_num_workers)
         return TokenStream(documents, encoder, document_text, num_workers, key)
     elif num_tokens_needed is not None:
@@ -177,7 +181,8 @@ def iterate_texts(
 ) -> Iterator[list[str | None]]:
     """The texts of the documents in order, in lists of at most `ROWS_PER_READ`; None for a row that is left out."""
     for columns in documents.iter(batch_size=ROWS_PER_READ):
-        yield [document_text(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+        rows = (Row(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+        yield read_texts(rows, document_text)
 
 
 def _build(
@@ -210,8 +215,12 @@ def _build(
                 return
 
     num_documents = None if isinstance(documents, DocumentStream) else len(documents)
-    with StoreWriter(unfinished, encoder) as writer:
-        progress(write_batches(), num_documents, f"tokenizing {description}", "documents")
+    try:
+        with StoreWriter(unfinished, encoder) as writer:
+            progress(write_batches(), num_documents, f"tokenizing {description}", "documents")
+    except UsageError:  # in a row
+        shutil.rmtree(unfinished)
+        raise
     if num_left_out:
         logger.info("%s: document_text left out %s documents", description, f"{num_left_out:,}")
     meta = {

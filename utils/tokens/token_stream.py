@@ -10,6 +10,7 @@ import numpy as np
 from utils import rng
 from utils.environment import local_world_size
 from utils.errors import UsageError
+from utils.text.columns import read_texts
 from utils.text.document_stream import DocumentStream
 from utils.tokens.encoder import Encoded, Encoder, map_in_threads
 
@@ -103,7 +104,7 @@ class TokenizedDocuments:
                 shard, step, remainder = shards[shards_done]
                 first_row = first_row if shards_done == first_shard else 0
                 for next_row, rows in self.stream.documents.read(shard, first_row, step, remainder):
-                    found = [text for text in map(self.stream.document_text, rows) if text is not None]
+                    found = [text for text in read_texts(rows, self.stream.document_text) if text is not None]
                     is_empty &= not found
                     texts += found
                     characters += sum(map(len, found))

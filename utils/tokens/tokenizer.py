@@ -79,15 +79,34 @@ def special_token_affixes(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int]
 
     Without a template: [CLS] and [SEP], or BOS and EOS instead, if they exist.
     """
+    before, after = _added_by_template(tokenizer)
+    if before or after:
+        return before, after
+    first = tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id
+    last = tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id
+    return [first] if first is not None else [], [last] if last is not None else []
+
+
+def log_added_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Log which special tokens the tokenizer's template adds to each document, if any, since they are targets too."""
+    before, after = _added_by_template(tokenizer)
+    if before or after:
+        names = " ... ".join(" ".join(tokenizer.convert_ids_to_tokens(ids)) for ids in (before, after)).strip()
+        logger.info(
+            "tokenizer: adds %s to each document (or line, if documents are lines), which is predicted too; "
+            "--add_special_tokens false leaves it out", names,
+        )  # fmt: skip
+
+
+def _added_by_template(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The ids that the tokenizer's template adds before and after a text, none if it has no template."""
     text = "A"
     content = tokenizer(text, add_special_tokens=False)["input_ids"]
     with_special_tokens = tokenizer(text)["input_ids"]
     num_added = len(with_special_tokens) - len(content)
-    if num_added and content:
-        start = next(
-            start for start in range(num_added + 1) if with_special_tokens[start : start + len(content)] == content
-        )
-        return with_special_tokens[:start], with_special_tokens[start + len(content) :]
-    first = tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id
-    last = tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id
-    return [first] if first is not None else [], [last] if last is not None else []
+    if not (num_added and content):
+        return [], []
+    start = next(
+        start for start in range(num_added + 1) if with_special_tokens[start : start + len(content)] == content
+    )
+    return with_special_tokens[:start], with_special_tokens[start + len(content) :]

@@ -1,12 +1,16 @@
 """The splits, columns and held-out documents of a corpus."""
 
 import json
+import re
 
+import datasets
 import pytest
 from datasets import Dataset, DatasetDict
 
 from utils.errors import UsageError
-from utils.text.corpus import MAX_GROUPS, hold_out
+from utils.text.held_out import MAX_GROUPS, hold_out
+from utils.text.row import Row
+from utils.tokens.token_store import iterate_texts
 
 
 # Columns
@@ -29,16 +33,16 @@ def test_the_only_column_of_strings_is_used(load_documents, rows):
     assert list(documents["text"]) == ["a", "b"]
 
 
-def test_text_column_is_renamed_and_the_others_are_kept(load_documents, rows):
-    documents = load_documents(train_file=rows({"body": "a", "title": "A", "id": 1}), text_column="body")["train"]
-    assert documents[0] == {"text": "a", "title": "A", "id": 1}
+def test_rows_keep_their_columns_and_have_the_text_as_text(load_documents, rows):
+    row = {"body": "a", "title": "A", "id": 1}
+    for documents in cached_and_streamed(load_documents, rows(row, row), text_column="body"):
+        assert all_rows(documents) == [{"text": "a", **row}] * 2
 
 
 def test_text_column_replaces_a_column_named_text(load_documents, rows):
-    documents = load_documents(train_file=rows({"text": "wrong", "body": "right", "id": 1}), text_column="body")[
-        "train"
-    ]
-    assert documents[0] == {"text": "right", "id": 1}
+    row = {"text": "wrong", "body": "right", "id": 1}
+    for documents in cached_and_streamed(load_documents, rows(row), text_column="body"):
+        assert all_rows(documents) == [{"text": "right", "body": "right", "id": 1}]
 
 
 def test_a_column_named_text_among_other_strings(load_documents, rows):
@@ -46,15 +50,35 @@ def test_a_column_named_text_among_other_strings(load_documents, rows):
     assert documents[0] == {"title": "A", "text": "a"}
 
 
+def cached_and_streamed(load_documents, file, **flags) -> list:
+    return [
+        load_documents(validation_file=file, do_train=False, do_eval=True, streaming=streaming, **flags)["validation"]
+        for streaming in (False, True)
+    ]
+
+
+def all_rows(documents) -> list[dict]:
+    return [
+        dict(zip(columns, row, strict=True))
+        for columns in documents.iter(batch_size=2)
+        for row in zip(*columns.values(), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("text_column", ["text", "body"])
+def test_key_of_the_token_cache_is_that_of_a_renamed_column(load_documents, rows, text_column):
+    """So what earlier versions tokenized is found."""
+    file = rows({"body": "a", "id": 1}, {"body": "b", "id": 2})
+    plain = datasets.load_dataset("json", data_files={"train": [str(file)]}, encoding="utf8", split="train")
+    documents = load_documents(train_file=file, text_column=text_column)["train"]
+    assert documents._fingerprint == plain.rename_column("body", "text")._fingerprint
+
+
 @pytest.mark.parametrize(
     ("row", "text_column"),
     [
-        ({"title": "A", "body": "a", "id": 1}, "text"),
         ({"title": "A", "body": "a", "id": 1}, "boby"),
         ({"title": "A", "body": "a", "id": 1}, "id"),
-        ({"id": 1, "score": 0.5}, "text"),
-        ({"text": 1, "id": 2}, "text"),
-        ({"text": ["a"], "id": 2}, "text"),
         ({"body": "a"}, "content"),
     ],
 )
@@ -62,6 +86,33 @@ def test_error_lists_the_columns(load_documents, rows, row, text_column):
     with pytest.raises(UsageError, match=f"--text_column {text_column}: ") as error:
         load_documents(train_file=rows(row), text_column=text_column)
     assert all(column in str(error.value) for column in row)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"title": "A", "body": "a", "id": 1}, "--text_column text: .*title, body, id"),
+        ({"id": 1, "score": 0.5}, "--text_column text: .*id, score"),
+        ({"text": 1, "id": 2}, "document_text returned a value of type int"),
+        ({"text": ["a"], "id": "2"}, "document_text returned a value of type list"),
+    ],
+)
+def test_rows_without_text_are_refused_when_text_is_read(load_documents, rows, row, message):
+    for documents in cached_and_streamed(load_documents, rows(row)):
+        assert list(iterate_texts(documents, lambda row: f"{row.get('title')} {row.get('id')}"))
+        with pytest.raises(UsageError, match=message):
+            list(iterate_texts(documents, lambda row: row["text"]))
+
+
+def test_missing_column_is_a_key_error():
+    """So a document_text may catch it, and what is no column is not reported as one."""
+    row = Row(title="A", body="a")
+    with pytest.raises(UsageError, match=r'row\["boby"\], but the rows have no such column: title, body') as error:
+        row["boby"]
+    assert isinstance(error.value, KeyError) and "'" not in str(error.value)
+    with pytest.raises(KeyError) as error:
+        {"en": 1}[row["title"]]
+    assert not isinstance(error.value, UsageError)
 
 
 @pytest.mark.parametrize("sources", [{}, {"validation_file": "x"}])
@@ -119,6 +170,38 @@ def test_each_document_is_held_out_with_some_seed():
 def test_a_single_document_cannot_be_split():
     with pytest.raises(UsageError, match="--validation_file"):
         split(1, 50)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "percentage", "figures"),
+    [
+        ([100] * 20, 5, None),
+        ([100] * 3, 5, "1 of 3 documents are held out, with 33% of the text instead of the 5%"),
+        ([1000, 10, 10, 10], 50, "2 of 4 documents are held out, with (2|98)% of the text instead of the 50%"),
+        ([0, 0, 0], 5, None),
+    ],
+)
+def test_a_share_of_the_text_that_was_not_asked_for(caplog, lengths, percentage, figures):
+    texts = ["\u00e9" * (length // 2) for length in lengths]
+    hold_out(Dataset.from_dict({"id": range(len(texts)), "text": texts}), percentage, seed=1)
+    assert bool(caplog.text) == bool(figures)
+    assert figures is None or re.search(figures, caplog.text)
+
+
+@pytest.mark.parametrize("way", ["the same name", "a glob", "a folder", "a link", "another file", "evaluation only"])
+def test_a_file_for_training_and_validation(tmp_path, load_documents, caplog, way):
+    (tmp_path / "texts").mkdir()
+    file, other = tmp_path / "texts" / "a.txt", tmp_path / "b.txt"
+    file.write_text("a\n")
+    other.write_text("a\n")
+    (tmp_path / "link.txt").symlink_to(file)
+    validation_file = {
+        "a glob": tmp_path / "*" / "a.*", "a folder": tmp_path / "texts", "a link": tmp_path / "link.txt",
+        "another file": other,
+    }.get(way, file)  # fmt: skip
+    load_documents(train_file=file, validation_file=validation_file, do_eval=True, do_train=way != "evaluation only")
+    is_warned = "--train_file and --validation_file both read" in caplog.text
+    assert is_warned == (way not in ("another file", "evaluation only"))
 
 
 def test_held_out_documents_of_a_file(tmp_path, load_documents):

@@ -16,7 +16,7 @@ import pytest
 import zstandard
 
 from utils.errors import UsageError
-from utils.text import text_files
+from utils.text import file_formats, text_files
 
 
 COMPRESS = {
@@ -89,11 +89,11 @@ def read(tmp_path, text: str, document_by: str, keep_linebreaks: bool = True) ->
 @pytest.mark.parametrize("read_size", [1, 7, 10 << 20])
 @pytest.mark.parametrize("document_by", ["line", "blank_line", "file"])
 def test_concatenated_documents_equal_the_file(tmp_path, monkeypatch, document_by, read_size):
-    monkeypatch.setattr(text_files, "READ_SIZE", read_size)
+    monkeypatch.setattr(file_formats, "READ_SIZE", read_size)
     for seed in range(60):
         text = random_text(seed)
         documents = read(tmp_path, text, document_by)
-        assert "".join(documents) == text, seed
+        assert "".join(documents) == text.removeprefix("\ufeff"), seed
         assert "" not in documents, seed
 
 
@@ -104,14 +104,14 @@ def test_documents_do_not_depend_on_the_read_size(tmp_path, monkeypatch, documen
         text = random_text(seed)
         expected = read(tmp_path, text, document_by, keep_linebreaks)
         with monkeypatch.context() as patch:
-            patch.setattr(text_files, "READ_SIZE", 1 + seed % 5)
+            patch.setattr(file_formats, "READ_SIZE", 1 + seed % 5)
             assert read(tmp_path, text, document_by, keep_linebreaks) == expected, seed
 
 
 def test_lines_end_at_newlines_only(tmp_path):
     for seed in range(60):
         text = random_text(seed)
-        lines = text.split("\n")
+        lines = text.removeprefix("\ufeff").split("\n")
         expected = [line + "\n" for line in lines[:-1]] + [line for line in lines[-1:] if line]
         assert read(tmp_path, text, "line") == expected, seed
 
@@ -159,7 +159,7 @@ def test_stripping_removes_only_line_breaks(tmp_path):
 @pytest.mark.parametrize("read_size", [3, 10 << 20])
 def test_text_files_through_the_cache(tmp_path, monkeypatch, load_documents, document_by, read_size):
     """Files keep their order, and no document spans two of them, even if one is empty or lacks a final newline."""
-    monkeypatch.setattr(text_files, "READ_SIZE", read_size)
+    monkeypatch.setattr(file_formats, "READ_SIZE", read_size)
     texts = [random_text(1) + "end", "", "\n", random_text(2) + "\n", "\n\n" + random_text(3)]
     files = [tmp_path / f"{9 - number}.txt" for number in range(len(texts))]  # not sorted by name
     for file, text in zip(files, texts, strict=True):
@@ -167,7 +167,7 @@ def test_text_files_through_the_cache(tmp_path, monkeypatch, load_documents, doc
     documents = load_documents(train_file=files, document_by=document_by)["train"]["text"]
     assert list(documents) == [document for text in texts for document in read(tmp_path, text, document_by)]
     if document_by == "file":
-        assert list(documents) == [text for text in texts if text]
+        assert list(documents) == [text.removeprefix("\ufeff") for text in texts if text]
 
 
 def test_cache_distinguishes_options_and_edited_files(tmp_path, load_documents):
@@ -189,11 +189,50 @@ def test_cache_distinguishes_options_and_edited_files(tmp_path, load_documents):
     assert list(load_documents(train_file=other)["train"]["text"]) == ["Two\n", "two\n", "\n", "three\n"]
 
 
+@pytest.mark.parametrize("compression", ["", ".gz"])
+@pytest.mark.parametrize("suffix", [suffix for suffix in file_formats.FORMATS if suffix != ".parquet"])
+def test_byte_order_mark_is_no_text(tmp_path, load_documents, suffix, compression):
+    """At the beginning of each file. Elsewhere, the character is text like any other."""
+    texts = ["a", "b\ufeff", "\ufeffc"]
+    mark = "\ufeff".encode()
+    files = [tmp_path / f"{number}{suffix}{compression}" for number in range(2)]
+    for file in files:
+        file.write_bytes(COMPRESS[compression](mark + serialize(texts, suffix)))
+    for streaming in (False, True):
+        flags = {"validation_file": files, "keep_linebreaks": False, "streaming": streaming}
+        documents = load_documents(do_train=False, do_eval=True, **flags)["validation"]
+        assert [text for columns in documents.iter(10) for text in columns["text"]] == texts * 2
+
+
+def test_cache_distinguishes_a_file_with_a_byte_order_mark(tmp_path, load_documents):
+    """So that what an earlier version has cached is not used, and all other entries are."""
+    file = tmp_path / "train.txt"
+    fingerprints = set()
+    for content in (b"a\n", b"\xef\xbb\xbfa\n"):
+        file.write_bytes(content)
+        fingerprints.add(load_documents(train_file=file)["train"]._fingerprint)
+        builder = text_files.TextDocuments(
+            cache_dir=str(tmp_path / "cache"), data_files={"train": [str(file)]}, document_by="line",
+            keep_linebreaks=True, hash="1",
+        )  # fmt: skip
+        assert (builder._get_dataset_fingerprint("train") in fingerprints) == (len(content) == 2)
+    assert len(fingerprints) == 2
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("suffix", [".txt", ".csv", ".jsonl"])
+def test_utf16_is_refused(tmp_path, load_documents, suffix, encoding):
+    file = tmp_path / f"train{suffix}"
+    file.write_bytes("\ufeff".encode(encoding) + serialize(["a"], suffix).decode().encode(encoding))
+    with pytest.raises(UsageError, match=rf"train\{suffix}: not UTF-8 at byte 0 \(UTF-16\); convert it"):
+        load_documents(train_file=file)
+
+
 def test_position_of_an_invalid_byte_counts_from_the_start_of_the_file(tmp_path, monkeypatch):
     content = "é\n".encode() * 20 + b"\xff\n"
     (tmp_path / "text.txt").write_bytes(content)
     for read_size in (1, 7, 1000):
-        monkeypatch.setattr(text_files, "READ_SIZE", read_size)
+        monkeypatch.setattr(file_formats, "READ_SIZE", read_size)
         with pytest.raises(UsageError, match=r"text\.txt: not UTF-8 at byte 60 "):
             list(text_files._read_documents(str(tmp_path / "text.txt"), 0, None, "line", True))
 
@@ -208,7 +247,7 @@ def test_tables_preserve_any_text(tmp_path, load_documents, suffix):
 
 
 @pytest.mark.parametrize("compression", list(COMPRESS))
-@pytest.mark.parametrize("suffix", list(text_files.FORMATS))
+@pytest.mark.parametrize("suffix", list(file_formats.FORMATS))
 def test_formats_and_compressions_give_the_same_documents(tmp_path, load_documents, suffix, compression):
     texts = [text for text in DOCUMENTS if "\n" not in text and text not in ("", "NA", "null", "nan", "None")]
     file = tmp_path / f"train{suffix}{compression}"
