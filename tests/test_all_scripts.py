@@ -296,10 +296,10 @@ def test_the_code_of_the_card_runs_in_a_fresh_process(fresh_process, name):
 
 @every_script
 def test_a_fresh_process_evaluates_to_the_same_figures(fresh_process, trained, name):
-    expected = json.loads((trained / f"{name}.v1" / "eval_results.json").read_text())
-    assert_same_figures(
-        results_of(trained / f"{name}-again"), {k: v for k, v in expected.items() if k != "epoch"}, 1e-6
+    again, expected = (
+        json.loads((trained / folder / "eval_results.json").read_text()) for folder in (f"{name}-again", f"{name}.v1")
     )
+    assert_same_figures(again, {key: value for key, value in expected.items() if key != "epoch"}, 1e-6)
 
 
 # Repeated and resumed

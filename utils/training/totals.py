@@ -49,7 +49,7 @@ class TrainingTotals(TrainerCallback, ExportableState):
         return [(nll - old_nll) / max(targets - old_targets, 1) for nll, old_nll, targets, old_targets in sums]
 
     def copy(self) -> "TrainingTotals":
-        return TrainingTotals(self.nll, self.targets, self.tokens, self.seconds)
+        return TrainingTotals(**vars(self))
 
     def replace(self, other: "TrainingTotals") -> None:
         """Take over the sums of `other`, in place: the callback handler keeps this object."""
