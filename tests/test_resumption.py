@@ -88,6 +88,23 @@ def test_the_same_text_elsewhere_continues(stopped, flags, run, train_file, tmp_
     assert all((ours[name] == twin[name]).all() for name in twin)
 
 
+def test_more_steps_follow_the_longer_schedule(flags, run, train_file, tmp_path):
+    """A complete run goes on at the rates of a run that was planned as long."""
+
+    def rates(folder):
+        history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+        return {log["step"]: log["learning_rate"] for log in history if "learning_rate" in log}
+
+    flags = [*flags, "--train_file", train_file, "--logging_steps", 1]
+    run(tmp_path / "out", *flags)
+    run(tmp_path / "out", *with_flag(flags, "--max_steps", 7))
+    run(tmp_path / "planned", *with_flag(flags, "--max_steps", 7))
+    assert {step: rate for step, rate in rates(tmp_path / "out").items() if step > 4} == {
+        step: rate for step, rate in rates(tmp_path / "planned").items() if step > 4
+    }
+    assert rates(tmp_path / "out")[5] > 0
+
+
 def test_more_steps_and_then_fewer(stopped, flags, run, refused, train_file, caplog):
     results = run(stopped, *with_flag(flags, "--max_steps", 6), "--train_file", train_file)
     assert any("max_steps 4 -> 6" in record.getMessage() for record in caplog.records)

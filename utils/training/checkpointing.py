@@ -79,6 +79,11 @@ def load_training_state(trainer: Trainer, checkpoint: Path) -> None:
         # On a GPU the states are copied there: mapping the file lets the processes of a machine share its pages.
         is_copied = trainer.args.device.type != "cpu"
         target.load_state_dict(torch.load(path, map_location="cpu", weights_only=True, mmap=is_copied))
+    scheduler = trainer.lr_scheduler
+    if isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):  # the saved rates may be those of a shorter schedule
+        parts = zip(trainer.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        for group, base_rate, factor in parts:
+            group["lr"] = base_rate * factor(scheduler.last_epoch)
 
 
 def load_rng_state(checkpoint: Path, args) -> None:

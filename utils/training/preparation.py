@@ -65,11 +65,14 @@ def prepare_run(
     return model
 
 
-def start_output(trainer: Trainer, max_steps: int) -> bool:
+def start_output(trainer: Trainer, max_steps: int, evaluation_is_due: bool) -> bool:
     """Prepare the output folder, unless the checkpoint is of the last step: then everything there stays as it is.
 
+    Args:
+        evaluation_is_due: the run ended before the evaluation of its last step.
+
     Returns:
-        Whether there is anything left to train.
+        Whether there is anything left to do.
 
     Raises:
         UsageError: the checkpoint is of a later step than the last one.
@@ -80,7 +83,7 @@ def start_output(trainer: Trainer, max_steps: int) -> bool:
             f"--max_steps or --num_train_epochs: the training would end at step {max_steps:,}, but the checkpoint is "
             f"of step {step:,}: give more, or --overwrite_output_dir to start over"
         )
-    if step == max_steps:
+    if step == max_steps and not evaluation_is_due:
         logger.info("already complete at step %s: nothing trained", f"{step:,}")
         return False
     trainer.accelerator.wait_for_everyone()  # until every process has checked the output folder

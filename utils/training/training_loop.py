@@ -114,11 +114,14 @@ class TrainingLoop(CompatTrainer):
         num_epochs = math.ceil(max_steps / updates_per_epoch)
 
         model = prepare_run(self, dataloader, max_steps, num_epochs, checkpoint)
-        self.is_already_complete = not start_output(self, max_steps)
+        evaluation_is_due = checkpoint is not None and read_metadata(checkpoint).get("evaluation_is_due", False)
+        self.is_already_complete = not start_output(self, max_steps, evaluation_is_due)
+        if self.is_already_complete:
+            return self._finish()
         self._last_logged_step = self.state.global_step
         model.zero_grad()
         self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
-        if checkpoint is not None and read_metadata(checkpoint).get("evaluation_is_due"):
+        if evaluation_is_due:
             if self._evaluate_and_compare():
                 self.state.best_model_checkpoint = str(checkpoint)
         elif args.eval_on_start:
@@ -290,7 +293,8 @@ class TrainingLoop(CompatTrainer):
         self.store_flos()
         metrics = self.counter.summary(self.state)
         self.is_in_train = False
-        self.log(metrics)
+        if not self.is_already_complete:
+            self.log(metrics)
         keep_best_checkpoint(self)
         self.control = self.callback_handler.on_train_end(args, self.state, self.control)
         return TrainOutput(self.state.global_step, metrics["train_loss"], metrics)
