@@ -1,7 +1,6 @@
 """Flags: transformers' TrainingArguments with the defaults of this suite."""
 
 import logging
-import math
 import time
 from dataclasses import dataclass, field
 
@@ -10,6 +9,7 @@ from transformers.utils import is_liger_kernel_available, is_torch_tf32_availabl
 
 from utils.compat import CompatTrainingArguments
 from utils.config.precision import choose_bf16, has_accelerator
+from utils.config.ranges import check_ranges
 from utils.environment import (
     accelerate_variables,
     launcher_precision,
@@ -113,6 +113,7 @@ class LMTrainingArguments(CompatTrainingArguments):
 
     def __post_init__(self):
         self.start_time = time.monotonic()  # of the run, for its total time
+        check_ranges(self)
         self._choose_steps()
         if "apex" in (vars(self).get("half_precision_backend"), vars(self).get("fp16_backend")):
             raise UsageError("--half_precision_backend apex: mixed precision is always PyTorch's own; leave it out")
@@ -147,6 +148,10 @@ class LMTrainingArguments(CompatTrainingArguments):
             raise UsageError("--do_train false --do_eval false: nothing is left to do; leave out one of them")
         if do_eval is False and self.eval_strategy != "no":
             raise UsageError(f"--do_eval false and --eval_strategy {self.eval_strategy} contradict each other")
+        if self.save_strategy == "best":
+            self.metric_for_best_model = self.metric_for_best_model or "loss"
+            if self.eval_strategy == "no":
+                raise UsageError("--save_strategy best saves after an evaluation: give --eval_strategy steps or epoch")
 
     def _choose_precision(self) -> str:
         """Set `bf16`, `tf32` and `use_cpu`; return accelerate's mixed precision: no, fp16, bf16 or the launcher's."""
@@ -173,13 +178,6 @@ class LMTrainingArguments(CompatTrainingArguments):
 
     def _check_values(self) -> None:
         get_reporting_integration_callbacks(self.report_to)  # raises ValueError for an unknown name
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"--{name} {getattr(self, name)}: give 1 or more")
-        if not 0 <= self.seed < 2**32:
-            raise UsageError(f"--seed {self.seed}: give a number from 0 to 4294967295")
-        if self.num_train_epochs <= 0 and self.max_steps <= 0:
-            raise UsageError(f"--num_train_epochs {self.num_train_epochs}: give more than 0, or --do_eval alone")
         if self.use_liger_kernel and not is_liger_kernel_available():
             raise UsageError("--use_liger_kernel: the package is missing; pip install liger-kernel")
         if not self.save_safetensors:
@@ -197,10 +195,6 @@ class LMTrainingArguments(CompatTrainingArguments):
             raise UsageError(
                 "--accelerator_config: split_batches and dispatch_batches are unsupported; leave them out"
             )
-        if not 0 <= self.learning_rate < math.inf:
-            raise UsageError(f"--learning_rate {self.learning_rate}: give 0 or a positive number")
-        if self.max_train_hours is not None and not self.max_train_hours > 0:
-            raise UsageError(f"--max_train_hours {self.max_train_hours}: give more than 0, or leave it out")
 
     @property
     def is_sharded(self) -> bool:

@@ -194,7 +194,7 @@ class TrainingLoop(CompatTrainer):
             epoch: the fraction of epochs after this update; a stream counts its epochs itself.
 
         Returns:
-            The norm of the gradients before clipping (None without clipping), and the learning rate that was used.
+            The norm of the gradients before clipping, and the learning rate that was used.
         """
         args, accelerator, handler = self.args, self.accelerator, self.callback_handler
         num_targets = self.counter.count(micro_batches)
@@ -210,11 +210,9 @@ class TrainingLoop(CompatTrainer):
             if not is_last:
                 self.control = handler.on_substep_end(args, self.state, self.control)
 
-        grad_norm = None
-        if args.max_grad_norm:
-            grad_norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-            if self.is_deepspeed_enabled:  # it clips in its own step
-                grad_norm = model.get_global_grad_norm()
+        grad_norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm or math.inf)
+        if self.is_deepspeed_enabled:  # it clips in its own step
+            grad_norm = model.get_global_grad_norm()
         self.control = handler.on_pre_optimizer_step(args, self.state, self.control)
         self.optimizer.step()
         self.control = handler.on_optimizer_step(args, self.state, self.control)
