@@ -192,7 +192,7 @@ def test_special_tokens_of_the_tokenizer(checkpoint, masked_tokenizer, validatio
         validation_file, "--do_eval", "--block_size", 16,
     ]  # fmt: skip
     lines = validation_file.read_text().splitlines(keepends=True)
-    line_of_log = "tokenizer: adds <s> ... </s> to each document (or line, if documents are lines)"
+    line_of_log = "tokenizer: adds <s> </s> to each document (or line, if documents are lines)"
     for added in (True, False, True):
         caplog.clear()
         with caplog.at_level("INFO", "utils"):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from utils.config.flag_names import with_typed_names
+from utils.config.flag_names import with_flag_file, with_typed_names
 from utils.config.parser import SECRET_FLAGS
 from utils.environment import is_started_by_torchrun, local_world_size, num_machines, rank, world_size
 from utils.errors import EarlyEnd, UsageError
@@ -50,7 +50,8 @@ def entry_point(main: Callable) -> Callable:
         except UsageError as error:
             with first_to_fail() as is_first:
                 if is_first:
-                    report(f"error: {with_typed_names(str(error), sys.argv[1:] if args is None else args)}")
+                    words = sys.argv[1:] if args is None else args
+                    report(f"error: {with_flag_file(with_typed_names(str(error), words), words)}")
             raise SystemExit(2) from error
         except KeyboardInterrupt:
             with first_to_fail() as is_first:

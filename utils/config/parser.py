@@ -18,6 +18,7 @@ from transformers.hf_argparser import string_to_bool
 
 from utils.compat import FLAGS_OF_OTHER_VERSION
 from utils.config.flag_file import as_words, find_flag_file, read_flag_file
+from utils.config.flag_names import common_flag
 from utils.config.help import full_help, short_help
 from utils.config.ineffective_flags import check_effects
 from utils.environment import launched_processes, rank
@@ -187,15 +188,22 @@ class _FlagParser(HfArgumentParser):
         name = flag.split("=")[0]
         if name in FLAGS_OF_OTHER_VERSION:
             return f" in transformers {transformers.__version__}: {FLAGS_OF_OTHER_VERSION[name]}"
+        known = f"--{common_flag(name.lstrip('-').replace('-', '_'))}"
         close = difflib.get_close_matches(name, self._option_string_actions, n=1)
+        if known in self._option_string_actions:
+            close = [known]
         return f" (did you mean {close[0]}?)" if close else " (--help_all lists all flags)"
 
 
 def _flags_in_file(path: Path, parser: _FlagParser) -> list[str]:
     values = read_flag_file(path)
+    names = {}
     for flag in values:
         if f"--{flag}" not in parser._option_string_actions:
             raise UsageError(f"{path}: unknown flag {flag}{parser.nearest(f'--{flag}')}")
+        other = names.setdefault(parser._option_string_actions[f"--{flag}"], flag)
+        if other != flag:
+            raise UsageError(f"{path}: {other} and {flag} are the same flag: leave out one of them")
     return as_words(values)
 
 

@@ -4,12 +4,12 @@ import logging
 import time
 from dataclasses import dataclass, field
 
-from transformers.integrations import get_reporting_integration_callbacks
-from transformers.utils import is_liger_kernel_available, is_torch_tf32_available
+from transformers.utils import is_torch_tf32_available
 
 from utils.compat import CompatTrainingArguments
 from utils.config.precision import choose_bf16, has_accelerator
 from utils.config.ranges import check_ranges
+from utils.config.rehearsal import require_optimizer, require_packages, try_accelerator_config, try_settings
 from utils.environment import (
     accelerate_variables,
     launcher_precision,
@@ -114,6 +114,8 @@ class LMTrainingArguments(CompatTrainingArguments):
     def __post_init__(self):
         self.start_time = time.monotonic()  # of the run, for its total time
         check_ranges(self)
+        if self.output_dir == "":
+            raise UsageError("--output_dir is empty: give the name of a folder")
         self._choose_steps()
         if "apex" in (vars(self).get("half_precision_backend"), vars(self).get("fp16_backend")):
             raise UsageError("--half_precision_backend apex: mixed precision is always PyTorch's own; leave it out")
@@ -128,6 +130,9 @@ class LMTrainingArguments(CompatTrainingArguments):
         use_lamb = self.optim == "lamb"  # unknown to transformers; LMTrainer creates it
         if use_lamb:
             self.optim = self.default_optim
+        require_packages(self)
+        require_optimizer(self.optim)
+        try_accelerator_config(self.accelerator_config)
         with temporary_environment(**variables):
             super().__post_init__()
             self.accelerate_environment = accelerate_variables()
@@ -177,9 +182,7 @@ class LMTrainingArguments(CompatTrainingArguments):
             raise UsageError("--fsdp hybrid_shard: use accelerate launch, see recipes/accelerate/fsdp2_hybrid.yaml")
 
     def _check_values(self) -> None:
-        get_reporting_integration_callbacks(self.report_to)  # raises ValueError for an unknown name
-        if self.use_liger_kernel and not is_liger_kernel_available():
-            raise UsageError("--use_liger_kernel: the package is missing; pip install liger-kernel")
+        try_settings(self)
         if not self.save_safetensors:
             raise UsageError("--save_safetensors false: this suite does not write pickles; leave it out")
         if not self.average_tokens_across_devices:

@@ -19,6 +19,7 @@ from utils.errors import UsageError
 from utils.fingerprint import fingerprint
 from utils.hub.dataset_names import full_dataset_name
 from utils.hub.errors import explain_hub_error
+from utils.text.cache import cache_folder
 from utils.text.columns import with_text_column
 from utils.text.document_stream import DocumentStream
 from utils.text.held_out import hold_out
@@ -51,13 +52,14 @@ def load_corpus(
 
     Raises:
         UsageError: a missing file or folder, an unsupported format, text that is not UTF-8, malformed JSON, a
-            `--text_column` that does not exist, an empty corpus, no split to train or evaluate on, or flags that
-            contradict `--streaming`.
+            `--text_column` that does not exist, an empty corpus, no split to train or evaluate on, flags that
+            contradict `--streaming`, or a cache folder that cannot be written to.
     """
     do_train, do_eval = training_args.do_train, training_args.do_eval
     if data_args.streaming:
         _check_streaming(training_args)
     _quiet_datasets()
+    cache_folder(cache_dir)  # one that cannot be written to would be reported as an error of the files
     splits = _load_splits(data_args, do_train, do_eval, cache_dir, token)
     needs_hold_out = do_eval and "validation" not in splits
     if do_eval and not needs_hold_out and data_args.validation_split_percentage != DEFAULT_VALIDATION_PERCENTAGE:

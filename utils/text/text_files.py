@@ -1,5 +1,6 @@
 """Read documents from local files, plain or compressed: .txt with our own reader, other formats with `datasets`."""
 
+import errno
 import glob
 import os
 import re
@@ -29,34 +30,45 @@ def find_files(flag: str, paths: list[str]) -> list[str]:
     """Expand paths, globs and folders into files. The files of a folder or glob are sorted by name.
 
     Raises:
-        UsageError: a path that does not exist, that matches no file of a supported format, or files of more than one
-            format.
+        UsageError: a path that does not exist, that matches no file of a supported format, a file that cannot be
+            opened, or files of more than one format.
     """
     files = []
-    for path in map(str, map(Path.expanduser, map(Path, paths))):
-        if Path(path).is_dir():
-            found = [str(file) for file in sorted(Path(path).rglob("*")) if file.is_file() and format_of(str(file))]
-            if not found:
-                raise UsageError(f"{flag} {path}: the folder contains no {' '.join(FORMATS)} files")
-        elif Path(path).is_file():
-            if not format_of(path):
-                raise UsageError(
-                    f"{flag} {path}: the name must end in one of {' '.join(FORMATS)}, with or without "
-                    f"{' '.join(COMPRESSIONS)}"
-                )
-            found = [path]
-        else:
-            found = [file for file in sorted(glob.glob(path, recursive=True)) if format_of(file)]
-            if not found:
-                kind = "no file matches" if glob.has_magic(path) else "there is no such file or folder"
-                raise UsageError(f"{flag} {path}: {kind}")
-        files += found
+    for path in map(os.path.expanduser, paths):
+        files += _files_of(flag, path)
+    for file in files:
+        try:
+            open(file, "rb").close()
+        except OSError as error:
+            raise UsageError(f"{flag} {file}: cannot be read: {error.strerror}") from error
     formats = {format_of(file): file for file in files}
     if len(formats) > 1:
         raise UsageError(
             f"{flag}: all files must have the same format, unlike {' and '.join(sorted(formats.values()))}"
         )
     return files
+
+
+def _files_of(flag: str, path: str) -> list[str]:
+    if os.path.isdir(path):
+        if not os.access(path, os.R_OK | os.X_OK, effective_ids=True):
+            raise UsageError(f"{flag} {path}: cannot be read: {os.strerror(errno.EACCES)}")
+        found = [str(file) for file in sorted(Path(path).rglob("*")) if file.is_file() and format_of(str(file))]
+        if not found:
+            raise UsageError(f"{flag} {path}: the folder contains no {' '.join(FORMATS)} files")
+    elif os.path.isfile(path):
+        if not format_of(path):
+            raise UsageError(
+                f"{flag} {path}: the name must end in one of {' '.join(FORMATS)}, with or without "
+                f"{' '.join(COMPRESSIONS)}"
+            )
+        found = [path]
+    else:
+        found = [file for file in sorted(glob.glob(path, recursive=True)) if format_of(file)]
+        if not found:
+            kind = "no file matches" if glob.has_magic(path) else "there is no such file or folder"
+            raise UsageError(f"{flag} {path}: {kind}")
+    return found
 
 
 def load_files(

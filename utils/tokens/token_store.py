@@ -11,7 +11,6 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import datasets
 import numpy as np
 import tokenizers
 from datasets import Dataset
@@ -24,6 +23,7 @@ from utils.environment import local_world_size, master_address, master_port, wor
 from utils.errors import UsageError
 from utils.fingerprint import checksum, code_fingerprint, fingerprint
 from utils.progress import progress
+from utils.text.cache import cache_folder
 from utils.text.columns import read_texts
 from utils.text.document_stream import ROWS_PER_READ, DocumentStream
 from utils.text.row import Row
@@ -167,13 +167,6 @@ def tokenize_documents(
     if len(store.tokens) == 0:
         raise UsageError(f"the {description} corpus is empty: its {store.num_documents:,} documents have no tokens")
     return store
-
-
-def cache_folder(cache_dir: str | None) -> Path:
-    """The folder of token stores and trained tokenizers; created if missing."""
-    folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE).expanduser() / "language_modeling"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def iterate_texts(

@@ -91,7 +91,7 @@ def log_added_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
     """Log which special tokens the tokenizer's template adds to each document, if any, since they are targets too."""
     before, after = _added_by_template(tokenizer)
     if before or after:
-        names = " ... ".join(" ".join(tokenizer.convert_ids_to_tokens(ids)) for ids in (before, after)).strip()
+        names = " ".join(tokenizer.convert_ids_to_tokens(before + after))
         logger.info(
             "tokenizer: adds %s to each document (or line, if documents are lines), which is predicted too; "
             "--add_special_tokens false leaves it out", names,

@@ -26,8 +26,9 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from utils.config.model_arguments import ModelArguments
 from utils.errors import UsageError
 from utils.fingerprint import code_fingerprint, fingerprint
+from utils.text.cache import cache_folder
 from utils.text.document_stream import DocumentStream
-from utils.tokens.token_store import cache_folder, iterate_texts
+from utils.tokens.token_store import iterate_texts
 
 
 logger = logging.getLogger(__name__)

@@ -1,9 +1,9 @@
 """The output folder of a run: whether it may be used, the checkpoint to resume from, and what may be removed."""
 
 import logging
-import os
 import re
 import shutil
+import tempfile
 from pathlib import Path
 
 import yaml
@@ -45,11 +45,9 @@ def find_checkpoint(
     if data_args.preprocess_only:
         return None
     folder = Path(training_args.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--output_dir {folder} is a file: give a folder")
-    parent = next(path for path in [folder, *folder.absolute().parents] if path.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise UsageError(f"--output_dir {folder}: {parent} is not a folder that you may write to")
+    _require_writable("--output_dir", folder)
+    if training_args.report_to and training_args.do_train:
+        _require_writable("--logging_dir", Path(training_args.logging_dir))
     asked_for = training_args.resume_from_checkpoint
     if asked_for and str(asked_for).lower() != "false" and training_args.overwrite_output_dir:
         raise UsageError("--resume_from_checkpoint and --overwrite_output_dir contradict each other: leave out one")
@@ -86,6 +84,17 @@ def find_checkpoint(
             "--overwrite_output_dir to write into this one"
         )
     return None
+
+
+def _require_writable(flag: str, folder: Path) -> None:
+    """Raise UsageError unless the folder can be written to, or created. What this creates is removed again."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{flag} {folder} is a file: give a folder")
+    parent = next(path for path in [folder, *folder.absolute().parents] if path.exists())
+    try:
+        tempfile.TemporaryDirectory(dir=parent).cleanup()
+    except OSError as error:
+        raise UsageError(f"{flag} {folder}: {parent} is not a folder that you may write to") from error
 
 
 def list_checkpoints(folder: str | Path) -> list[Path]:

@@ -154,7 +154,17 @@ def test_run_args_is_no_flag():
     ("flag", "meant"),
     [
         ("--trian_file", "--train_file"),
-        ("--batch_size", None),
+        ("--batch_size", "--per_device_train_batch_size"),
+        ("--batch-size=8", "--per_device_train_batch_size"),
+        ("--lr", "--learning_rate"),
+        ("-lr", "--learning_rate"),
+        ("--epochs", "--num_train_epochs"),
+        ("--model", "--model_name_or_path"),
+        ("--seq_len", "--block_size"),
+        ("--max_length", "--block_size"),
+        ("--lr_scheduler", "--lr_scheduler_type"),
+        ("--warmup", "--warmup_steps"),
+        ("--output", "--output_dir"),
         ("--per_device_train_batchsize", "--per_device_train_batch_size"),
         ("--num_epochs", "--num_train_epochs"),
         ("--lerning_rate=0.1", "--learning_rate"),
@@ -164,8 +174,7 @@ def test_run_args_is_no_flag():
 def test_unknown_flag_names_the_nearest(flag, meant):
     with pytest.raises(UsageError, match=f"^unknown flag {flag}") as refusal:
         parse_needed(flag, "1")
-    if meant:
-        assert f"did you mean {meant}?" in str(refusal.value)
+    assert f"did you mean {meant}?" in str(refusal.value)
 
 
 def test_flag_like_no_other_points_to_the_help():
@@ -191,6 +200,8 @@ def test_unknown_key_names_file_and_key(flag_file, suffix):
         parse(path)
     assert str(path) in str(refusal.value) and "blocksize" in str(refusal.value)
     assert "did you mean --block_size?" in str(refusal.value)
+    with pytest.raises(UsageError, match="unknown flag lr .did you mean --learning_rate"):
+        parse(flag_file(NEEDED | {"lr": 1}, suffix))
 
 
 @pytest.mark.parametrize("key", ["run_args", "help", "h"])
@@ -219,6 +230,24 @@ def test_malformed_file_of_flags(tmp_path, name, text):
     with pytest.raises(UsageError) as refusal:
         parse(path)
     assert str(path) in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.yaml", "seed: 1\nblock_size: 8\nseed: 2\n", "not valid YAML: seed appears 2 times"),
+        ("a.json", '{"seed": 1, "block_size": 8, "seed": 1}', "not valid JSON: seed appears 2 times"),
+        ("a.yaml", "fsdp_config:\n  version: 1\n  version: 2\n", "not valid YAML: version appears 2 times"),
+        ("a.yaml", "block_size: 8\nmax_seq_length: 9\n", "block_size and max_seq_length are the same flag"),
+        ("a.json", '{"block_size": 8, "block-size": 8}', "block_size and block-size are the same flag"),
+    ],
+)
+def test_flag_that_a_file_gives_twice(tmp_path, name, text, message):
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(UsageError) as refusal:
+        parse(path)
+    assert str(refusal.value).startswith(f"{path}: {message}")
 
 
 def test_file_of_flags_that_is_not_utf8(tmp_path):

@@ -2,6 +2,7 @@
 
 import bz2
 import csv
+import errno
 import gzip
 import io
 import json
@@ -9,6 +10,9 @@ import lzma
 import os
 import random
 import re
+import shutil
+import tempfile
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +21,7 @@ import zstandard
 
 from utils.errors import UsageError
 from utils.text import file_formats, text_files
+from utils.text.cache import cache_folder
 
 
 COMPRESS = {
@@ -354,3 +359,60 @@ def test_truncated_file(tmp_path, load_documents, suffix):
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(UsageError, match=f"train{re.escape(suffix)}"):
         load_documents(train_file=path)
+
+
+# Permissions
+
+
+@pytest.fixture
+def own_folder():
+    """A folder of this process, which cannot override permissions, as root can."""
+    folder = Path(tempfile.mkdtemp())
+    was_root = os.geteuid() == 0
+    if was_root:
+        os.chown(folder, 65534, 65534)
+        os.seteuid(65534)
+    yield folder
+    if was_root:
+        os.seteuid(0)
+    for path in [folder, *folder.iterdir()]:
+        path.chmod(0o700)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".txt.gz", ".csv", ".parquet"])
+def test_a_file_without_permission(own_folder, suffix):
+    file = own_folder / f"train{suffix}"
+    file.touch(mode=0o000)
+    with pytest.raises(UsageError, match=f"^--train_file {file}: cannot be read: Permission denied$"):
+        text_files.find_files("--train_file", [str(own_folder)])
+    own_folder.chmod(0o000)
+    with pytest.raises(UsageError, match=f"^--train_file {own_folder}: cannot be read: Permission denied$"):
+        text_files.find_files("--train_file", [str(own_folder)])
+
+
+def test_a_cache_that_cannot_be_written_to(own_folder, monkeypatch):
+    """Names the flag, or what sets the folder without it."""
+    own_folder.chmod(0o500)
+    cache = own_folder / "cache"
+    with pytest.raises(UsageError, match=f"^--cache_dir {cache}: the cache cannot be written to: Permission denied;"):
+        cache_folder(str(cache))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", cache)
+    with pytest.raises(UsageError, match=f"^the cache {cache}: .* give --cache_dir, or set HF_HOME or HF_DATASETS_"):
+        cache_folder(None)
+
+
+def test_the_files_are_not_blamed_for_the_cache(tmp_path, refused, train_file, checkpoint):
+    (tmp_path / "file").touch()
+    flags = ["--model_name_or_path", checkpoint("gpt2"), "--train_file", train_file, "--cache_dir", tmp_path / "file"]
+    line = refused(*flags)
+    assert f"error: --cache_dir {tmp_path / 'file'}: the cache cannot be written to: Not a directory" in line
+
+
+def test_the_files_are_not_blamed_for_a_full_disk(tmp_path, load_documents, train_file, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("datasets.arrow_writer.ArrowWriter.finalize", full)
+    with pytest.raises(UsageError, match=r"^the cache is full: .*No space left on device; .*--cache_dir"):
+        load_documents(train_file=train_file)
