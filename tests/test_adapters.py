@@ -184,9 +184,11 @@ def test_only_the_adapter_is_trained(model_type, base, train, monkeypatch, caplo
     assert not [record.message for record in caplog.records if record.levelname == "WARNING"]
 
 
-# For each (kind of model, code of a README.md, text file), prints the loss of the model that the code gives.
+# For each (name that begins with the kind of model, code of a README.md, text file), runs the code in the folder where
+# its names are those of folders, and prints the loss of the model that it gives.
 EVALUATE_SNIPPETS = """
 import json
+import os
 import sys
 import numpy as np
 import torch
@@ -196,8 +198,9 @@ from utils.examples.permutation_collator import PermutationLMCollator
 from utils.models.factorization_order import use_factorization_order
 from utils.tokens.tokenizer import special_token_affixes
 
-for kind, snippet, text_file in json.loads(sys.argv[1]):
-    names = {}
+os.chdir(sys.argv[2])
+for name, snippet, text_file in json.loads(sys.argv[1]):
+    kind, names = name.split("-")[0], {}
     exec(snippet, names)
     model, tokenizer = names["model"].eval(), names["tokenizer"]
     lines = open(text_file).read().splitlines(keepends=True)
@@ -217,25 +220,31 @@ for kind, snippet, text_file in json.loads(sys.argv[1]):
             logits, labels = logits[:, :-1], labels[:, 1:]
         nll += torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").item()
         targets += (labels != -100).sum().item()
-    print("loss", kind, nll / targets)
+    print()
+    print("loss", name, nll / targets)
 """
 
 
 def test_snippet_of_the_card_loads_the_model(base, train, validation_file, tmp_path):
     """In a new process, in plain PyTorch: the same loss as at the end of training."""
     expected, jobs = {}, []
-    for model_type in ("gpt2", "bert", "xlnet"):
-        config = "prefix_tuning" if model_type == "gpt2" else "seq_bn"
-        results = train(base(model_type), SCRIPTS[model_type], model_type, "--adapter_config", config)
-        expected[model_type] = results["eval_loss"]
-        card = ModelCard.load(tmp_path / model_type / "README.md")
+    for model_type, config in (("gpt2", "prefix_tuning"), ("gpt2", "lora"), ("bert", "seq_bn"), ("xlnet", "seq_bn")):
+        name = f"{model_type}-{config}"
+        results = train(base(model_type), SCRIPTS[model_type], name, "--adapter_config", config)
+        expected[name] = results["eval_loss"]
+        card = ModelCard.load(tmp_path / name / "README.md")
+        assert str(tmp_path) not in card.content
         assert card.data.library_name == "adapters"
         assert card.data.base_model is None  # it is a folder, which the Hub would reject here
         snippet = re.search(r"```python\n(.*?)```", card.content, re.DOTALL).group(1)
         assert "init_xlnet" in snippet if model_type == "xlnet" else "adapters.init(model)" in snippet
-        jobs.append((model_type, snippet, str(validation_file)))
-    printed = run_python("-c", EVALUATE_SNIPPETS, json.dumps(jobs), PYTHONPATH=str(ROOT)).stdout
-    losses = {kind: float(loss) for kind, loss in re.findall(r"^loss (\w+) (\S+)$", printed, re.MULTILINE)}
+        jobs.append((name, snippet, str(validation_file)))
+    printed = run_python("-c", EVALUATE_SNIPPETS, json.dumps(jobs), tmp_path, PYTHONPATH=str(ROOT)).stdout
+    *used, rest = re.split(r"^loss .*\n", printed, flags=re.MULTILINE)
+    assert rest == ""
+    for text, prompt in zip(used, ("The", "The", "0.", "Once upon a time"), strict=True):
+        assert text.startswith(prompt) and len(text) > len(prompt) + 20  # generated, or the guesses for a mask
+    losses = {name: float(loss) for name, loss in re.findall(r"^loss (\S+) (\S+)$", printed, re.MULTILINE)}
     assert losses == pytest.approx(expected, abs=1e-5)
 
 

@@ -162,7 +162,8 @@ def trained(tmp_path_factory) -> Path:
         common += ["--output_dir", folder / f"{name}.v1"]
         flags = [*training.flags, *evaluation_flags(folder, name), "--do_train", *common]
         with contextlib.redirect_stdout(io.StringIO()) as printed:
-            SCRIPTS[name].main([str(flag) for flag in flags])
+            returned = SCRIPTS[name].main([str(flag) for flag in flags])
+        (folder / f"{name}-returned.json").write_text(json.dumps(returned))
         (folder / f"{name}-printed.txt").write_text(printed.getvalue())
     return folder
 
@@ -201,6 +202,7 @@ def test_the_loss_falls(trained, name):
 def test_figures_are_printed_and_saved(trained, name):
     training, folder = TRAININGS[name], trained / f"{name}.v1"
     results = results_of(folder)
+    assert json.loads((trained / f"{name}-returned.json").read_text()) == results
     printed = (trained / f"{name}-printed.txt").read_text()
     assert f"perplexity  {results['perplexity']:.3f}\n" in printed
     assert f"results  {folder}\n" in printed
@@ -337,6 +339,7 @@ def test_resumed_run_ends_as_the_uninterrupted_one(name, train_file, validation_
     flags += ["--logging_steps", 3, "--do_train", "--do_eval"]
     flags += ["--optim", "lamb"] if name == "pretraining" else []
     whole = run(tmp_path / "whole", *flags, script=SCRIPTS[name])
+    assert whole["train_samples"] == 60
     assert [epoch for epoch, *_ in seen] == [0] * 20 + [1] * 20 + [2] * 20
     left = seen[-32:]
     with killed_after_checkpoint(SCRIPTS[name], 7):
@@ -416,10 +419,16 @@ def test_two_processes_are_one(layouts, case):
     results, expected = (results_of(layouts / layout / case) for layout in ("two processes", "one"))
     assert_same_figures(results, expected, 1e-6)
     assert_same_weights(layouts / "two processes" / case, layouts / "one" / case, 1e-6)
+    assert results["train_samples"] == 2 * 13
     if case == "pretraining":
         assert expected["train_loss"] == pytest.approx(
             expected["train_mlm_loss"] + expected["train_nsp_loss"], rel=1e-9
         )
+
+
+def test_processes_warn_of_nothing(layouts):
+    """Not of parameters without a gradient, for which DDP would search in vain."""
+    assert not re.search("unused|[Ww]arning", (layouts / "two.log").read_text())
 
 
 def test_the_weights_of_the_layouts_are_trained(layouts):
@@ -456,7 +465,7 @@ def test_preprocess_only(name, train_file, validation_file, common_args, capsys,
     flags = [*FROM_SCRATCH[name], *common_args, "--train_file", train_file, "--validation_file", validation_file]
     flags += ["--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 2, "--block_size", 16]
     before = set(tmp_path.iterdir())
-    script.main([str(flag) for flag in [*flags, "--preprocess_only"]])
+    counts = script.main([str(flag) for flag in [*flags, "--preprocess_only"]])
     assert set(tmp_path.iterdir()) - before == {tmp_path / "cache"}
     printed = capsys.readouterr().out
     count = r"{}: ([\d,]+) documents, ([\d,]+) tokens, ([\d,]+) bytes, ([\d,]+) blocks of 16"
@@ -466,7 +475,10 @@ def test_preprocess_only(name, train_file, validation_file, common_args, capsys,
         text = path.read_text()
         assert documents == len(text.split("\n\n") if name == "pretraining" else text.splitlines())
         assert num_bytes == len(text)
+        names = ("documents", "tokens", "bytes", "blocks")
+        assert [counts[f"{split}_{name}"] for name in names] == [documents, tokens, num_bytes, blocks]
         if name != "pretraining":
             assert blocks == math.ceil(tokens / (16 if name == "clm" else 14))
         if split == "train":
             assert f"steps per epoch: {math.ceil(math.ceil(blocks / 4) / 2)}\n" in printed
+            assert counts["steps_per_epoch"] == math.ceil(math.ceil(blocks / 4) / 2)

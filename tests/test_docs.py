@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, make_lines
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, HfArgumentParser
 
@@ -245,6 +246,42 @@ def test_own_optimizer(run, short_training, tmp_path):
     state = torch.load(tmp_path / "out" / "checkpoint-6" / "optimizer.pt", weights_only=True)
     assert all("mu_product" in values for values in state["state"].values())  # which NAdam alone has
     assert [group["weight_decay"] for group in state["param_groups"]] == [0.25, 0.0]
+
+
+def test_several_evaluation_sets(run, short_training, tmp_path, monkeypatch, caplog, refused):
+    """The results of each are those of an evaluation on it alone, also of the best step, which one of them decides."""
+    caplog.set_level("INFO", "utils")
+    monkeypatch.chdir(tmp_path)
+    sets = {"books": tmp_path / "books.txt", "handbook": tmp_path / "handbook.txt"}
+    for seed, path in enumerate(sets.values(), start=5):
+        path.write_text("\n".join(make_lines(10 * seed, seed)) + "\n")
+    script = adapted("Several evaluation sets", tmp_path)
+    flags = [*short_training, "--eval_strategy", "steps", "--eval_steps", 2, "--save_strategy", "best"]
+    flags += ["--load_best_model_at_end"]
+    line = refused(*flags, script=script)
+    assert "eval_loss: no such result" in line and "eval_books_loss" in line and "eval_handbook_accuracy" in line
+
+    flags += ["--metric_for_best_model", "eval_books_loss", "--greater_is_better"]  # so the best is not the last
+    results = run(tmp_path / "out", *flags, script=script)
+    assert results["best_step"] == 2
+    state = (tmp_path / "out" / "trainer_state.json").read_text()
+    card = {
+        (result.dataset_name, result.metric_type): result.metric_value
+        for result in ModelCard.load(tmp_path / "out" / "README.md").data.eval_results
+    }
+    for name, path in sets.items():
+        alone = ["--model_name_or_path", tmp_path / "out", "--validation_file", path, "--block_size", 16, "--do_eval"]
+        expected = run(tmp_path / name, *alone)
+        for figure in ("loss", "perplexity", "bits_per_byte", "accuracy", "bytes", "samples", "tokens"):
+            assert results[f"eval_{name}_{figure}"] == pytest.approx(expected[f"eval_{figure}"], rel=1e-6), figure
+        perplexity = results[f"eval_{name}_perplexity"]
+        assert (
+            f"step 2 | eval {name} loss {results[f'eval_{name}_loss']:.4f} | perplexity {perplexity:.3f}"
+            in caplog.text
+        )
+        assert state.count(f'"eval_{name}_loss"') == 4  # after steps 2, 4, 6, and at the end
+        assert card[f"train.txt, validation.txt: {name}", "perplexity"] == perplexity
+    assert not results.keys() & {"eval_loss", "perplexity", "eval_perplexity"}
 
 
 @pytest.mark.parametrize(("target", "last_step"), [("100.0", 2), ("0.0", 6)])

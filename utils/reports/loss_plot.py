@@ -1,12 +1,10 @@
 """A plot of the losses."""
 
-from pathlib import Path
-
 from matplotlib.figure import Figure
 
 
-def plot_losses(log_history: list[dict], path: str | Path, units: dict[str, str], set_names: list[str]) -> None:
-    """Draw training and evaluation losses over the steps into a PNG file, each loss of the model in a plot of its own.
+def plot_losses(log_history: list[dict], units: dict[str, str], set_names: list[str]) -> Figure:
+    """Draw training and evaluation losses over the steps, each loss of the model in a plot of its own.
 
     Args:
         log_history: of TrainerState.
@@ -30,4 +28,4 @@ def plot_losses(log_history: list[dict], path: str | Path, units: dict[str, str]
         if axes.lines:
             axes.legend()
     all_axes[-1].set_xlabel("step")
-    figure.savefig(path, dpi=120)
+    return figure

@@ -143,7 +143,7 @@ def corpus_name(data_args: DataArguments) -> str:
     paths = [data_args.dataset_name or data_args.dataset_path]
     if paths == [None]:
         paths = [*(data_args.train_file or []), *(data_args.validation_file or [])]
-    names = [Path(path).name for path in paths]
+    names = list(dict.fromkeys(Path(path).name for path in paths))
     return ", ".join(names if len(names) <= 5 else [*names[:4], f"and {len(names) - 4:,} more files"])
 
 

@@ -50,7 +50,8 @@ def write_report(
         save_all_results(results, args.output_dir)
         if args.do_train and not is_reported:
             set_names = list(trainer.eval_dataset) if isinstance(trainer.eval_dataset, dict) else []
-            plot_losses(trainer.state.log_history, f"{args.output_dir}/loss.png", loss_units(trainer), set_names)
+            figure = plot_losses(trainer.state.log_history, loss_units(trainer), set_names)
+            figure.savefig(f"{args.output_dir}/loss.png", dpi=120)
             write_model_card(trainer, card_text, model_args, data_args, results, settings or {})
         elif not args.do_train:
             write_run_args(args.output_dir, trainer.run_args, EVAL_ARGS)

@@ -19,7 +19,7 @@ def run_settings(trainer: LMTrainer) -> dict:
         "epochs": state.epoch,
     }
     if trainer.best_state is not None:
-        settings["weights saved"] = f"those of step {trainer.best_state.global_step}"
+        settings["weights"] = f"those of step {trainer.best_state.global_step}"
     return settings | {
         "batch_size": f"{trainer.batch_size} x {args.gradient_accumulation_steps} x {args.world_size} (examples, "
         "accumulation steps, processes)",

@@ -42,11 +42,13 @@ def evaluation_line(logs: dict[str, float]) -> str | None:
 def start_line(state: TrainerState, args: TrainingArguments, dataloader: TrainingLoader | StreamLoader) -> str:
     """What is about to be trained, as text."""
     start = f" from step {state.global_step:,}" if state.global_step else ""
-    if dataloader.dataset.num_examples is None:
+    num_examples = dataloader.dataset.num_examples
+    if num_examples is None:
         amount = "from a stream"
     else:
-        updates_per_epoch = math.ceil(len(dataloader) / args.gradient_accumulation_steps)
-        amount = f"{state.max_steps / updates_per_epoch:.3g} epochs of {dataloader.dataset.num_examples:,} blocks"
+        accumulation, num_batches = args.gradient_accumulation_steps, len(dataloader)
+        whole, steps = divmod(state.max_steps, math.ceil(num_batches / accumulation))
+        amount = f"{whole + steps * accumulation / num_batches:.3g} epochs of {num_examples:,} blocks"
     return (
         f"training: {state.max_steps:,} steps{start}, {amount}, batches of {state.train_batch_size} x "
         f"{args.gradient_accumulation_steps} x {args.world_size} (blocks, accumulation, processes)"

@@ -74,18 +74,19 @@ class LMTrainer(TrainingLoop):
             raise UsageError("--dtype float16 cannot hold the updates of a training: use --fp16, or --dtype bfloat16")
         if args.gradient_checkpointing and not model.supports_gradient_checkpointing:
             raise UsageError(f"--gradient_checkpointing: {type(model).__name__} does not support it; leave it out")
+        self.losses = losses or {"lm": "labels"}
+        eval_dataset = kwargs.get("eval_dataset")
+        set_names = list(eval_dataset) if isinstance(eval_dataset, dict) else []
+        check_best_metric(args, list(self.losses), set_names, metric)
         super().__init__(model=model, args=args, **kwargs)
         prepare_sharding(self.accelerator, model)
         check_sharding_flags(self)
         self.adapter = adapter
         self.metric = metric
-        self.losses = losses or {"lm": "labels"}
         self.target_name = target_name
         self.model_accepts_loss_kwargs = True  # the loss is divided by the number of targets, in compute_loss
         self.counter = TrainingCounter(self.losses, self.accelerator)
         self.checkpoint_uploads = CheckpointUploads()
-        set_names = list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else []
-        check_best_metric(args, list(self.losses), set_names, metric)
         self._weight_names = weight_names(model)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
