@@ -425,6 +425,28 @@ def test_torchrun(flags, tmp_path):
     assert [shlex.split(command) for command in commands] == [[*launcher, "run_clm.py", *args]]
 
 
+def test_launcher_is_killed(flags, tmp_path, caplog):
+    """By kill -9. Its processes save after the same step and end, and the command that they print resumes the run."""
+    args = [*flags(), "--output_dir", str(tmp_path / "out"), "--max_steps", "120", "--save_steps", "1000"]
+    command = [sys.executable, "run_clm.py", *args, "--logging_steps", "1", "--num_processes", "2"]
+    job = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        for line in job.stdout:
+            if " | loss " in line:
+                break
+    finally:
+        job.kill()
+    output = job.communicate(timeout=SECONDS)[0]  # ends when no process is left that can write to it
+    step = int(re.search(r"stopped by SIGTERM; step ([\d,]+) is saved", output)[1].replace(",", ""))
+    assert checkpoints(tmp_path / "out") == [f"checkpoint-{step}"] and step < 120
+    (to_resume,) = re.findall("^run_clm.py: to resume: (.*)$", output, re.MULTILINE)
+    assert shlex.split(to_resume) == command
+    with caplog.at_level("INFO", "utils"):
+        run_clm.main([*args, "--per_device_train_batch_size", "8"])  # the same batches in one process
+    assert re.search(rf"resuming from .*checkpoint-{step}\b", caplog.text)
+    assert json.loads((tmp_path / "out" / "trainer_state.json").read_text())["global_step"] == 120
+
+
 # Diverged
 
 

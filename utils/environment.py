@@ -69,6 +69,12 @@ def is_started_by_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def launcher_pid() -> int | None:
+    """The process ID of the launcher, if it is launch(), which sets it; None under other launchers or none."""
+    pid = os.environ.get("LAUNCHER_PID")
+    return None if pid is None else int(pid)
+
+
 def torchrun_error_file() -> Path | None:
     """Where torchrun expects this process to describe its failure; None without torchrun."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +17,20 @@ from pathlib import Path
 from filelock import FileLock
 from torch.distributed import DistError, TCPStore
 
-from utils.environment import local_rank, openmp_threads, shutdown_timeout, torchrun_error_file
+from utils.environment import (
+    launched_processes,
+    launcher_pid,
+    local_rank,
+    openmp_threads,
+    shutdown_timeout,
+    torchrun_error_file,
+)
+from utils.errors import EarlyEnd
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 SECONDS_TO_SAVE = 600  # after a signal: to finish the current step and write a checkpoint; torchrun allows 30
+SECONDS_BETWEEN_LOOKS = 1.0  # at whether the launcher is alive
 
 
 def launch(command: list[str], num_processes: int) -> int:
@@ -27,7 +38,8 @@ def launch(command: list[str], num_processes: int) -> int:
 
     A signal that asks this process to end (SIGINT, SIGTERM, SIGHUP, SIGQUIT) is passed on to all of them. They then
     have `TORCH_ELASTIC_SHUTDOWN_TIMEOUT` seconds (default 600) to save; a second signal kills them. When one process
-    fails, the others get SIGTERM, and SIGKILL 30 seconds later.
+    fails, the others get SIGTERM, and SIGKILL 30 seconds later. If this process itself is killed, they notice it; see
+    `ended_with_launcher`.
 
     Args:
         command: the path of the script and its arguments.
@@ -45,6 +57,7 @@ def launch(command: list[str], num_processes: int) -> int:
         "WORLD_SIZE": num_processes, "LOCAL_WORLD_SIZE": num_processes, "GROUP_RANK": 0, "GROUP_WORLD_SIZE": 1,
         "MASTER_ADDR": "localhost", "MASTER_PORT": store.port, "TORCHELASTIC_USE_AGENT_STORE": True,
         "TORCHELASTIC_RUN_ID": uuid.uuid4(), "TORCHELASTIC_RESTART_COUNT": 0, "TORCHELASTIC_MAX_RESTARTS": 0,
+        "LAUNCHER_PID": os.getpid(),
         "OMP_NUM_THREADS": openmp_threads(default=max(1, len(os.sched_getaffinity(0)) // num_processes)),
     }  # fmt: skip
     ranks = range(num_processes)
@@ -79,6 +92,56 @@ def launch(command: list[str], num_processes: int) -> int:
             except SignalException:
                 context.close(signal.SIGKILL)
             return _exit_code(context.subprocess_handlers[0].proc.returncode) or 128 + stop.sigval
+
+
+@contextlib.contextmanager
+def ended_with_launcher() -> Iterator[list[str] | None]:
+    """Within the block, a process that a launcher has started ends soon after that launcher has.
+
+    A launcher that is killed by SIGKILL cannot end its processes. Each of them then sends itself SIGTERM, as the
+    launcher would have: during training they all save a checkpoint after the same step, and end. What still runs
+    `TORCH_ELASTIC_SHUTDOWN_TIMEOUT` seconds (default 600) later is killed. The launcher may be `launch`, torchrun,
+    `accelerate launch` or mpirun.
+
+    Yields:
+        The launcher's command line; None if there is no launcher, or it is not known.
+
+    Raises:
+        EarlyEnd: the launcher has ended already.
+    """
+    launcher, command = os.getppid(), _command_line(os.getppid())
+    if launcher_pid() not in (None, launcher):
+        raise EarlyEnd("the process that started this one has ended", 128 + signal.SIGTERM)
+    # What has adopted an orphan does not name its script.
+    is_known = launcher_pid() is not None or Path(sys.argv[0]).stem in {Path(word).stem for word in command}
+    if launched_processes() is None or not is_known:
+        yield None
+        return
+    is_over = threading.Event()
+    threading.Thread(target=_end_with, args=(launcher, is_over), daemon=True).start()
+    try:
+        yield command or None
+    finally:
+        is_over.set()
+
+
+def _end_with(launcher: int, is_over: threading.Event) -> None:
+    while os.getppid() == launcher:
+        if is_over.wait(SECONDS_BETWEEN_LOOKS):
+            return
+    os.kill(os.getpid(), signal.SIGTERM)
+    if local_rank() == 0:
+        print("the launcher has ended: its processes end too, as on SIGTERM", file=sys.stderr, flush=True)
+    time.sleep(shutdown_timeout(default=SECONDS_TO_SAVE))
+    os._exit(128 + signal.SIGTERM)
+
+
+def _command_line(pid: int) -> list[str]:
+    """The words of a process's command line; none where the system does not tell them, unlike Linux."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode().rstrip("\0").split("\0")
+    except OSError:
+        return []
 
 
 @contextlib.contextmanager

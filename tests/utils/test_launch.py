@@ -2,16 +2,19 @@
 
 import multiprocessing
 import os
+import select
 import signal
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 from torch.distributed.elastic.multiprocessing import api
 
-from utils.launch import launch
+from utils.errors import EarlyEnd
+from utils.launch import ended_with_launcher, launch
 
 
 JOB = """
@@ -161,3 +164,64 @@ sys.exit(2)
 
 def test_the_first_to_fail_says_why(job, tmp_path):
     assert end_of(job(FAILURE.format(root=str(ROOT)), 3), tmp_path) == (2, "what went wrong\n")
+
+
+# The launcher is killed
+
+ORPHAN = """
+sys.path.insert(0, {root!r})
+from utils.launch import ended_with_launcher
+alive = open(folder / "alive", "w")
+signal.signal(signal.SIGTERM, end_well if {ends_well} else signal.SIG_IGN)
+with ended_with_launcher():
+    wait_for_the_end()
+"""
+
+
+@pytest.mark.parametrize("ends_well", [True, False])
+def test_processes_end_with_a_launcher_that_is_killed(job, tmp_path, monkeypatch, ends_well):
+    """As on SIGTERM, with the time to save; what ignores it is killed when that time is over."""
+    if not ends_well:
+        monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "1")
+    os.mkfifo(tmp_path / "alive")
+    alive = os.open(tmp_path / "alive", os.O_RDONLY | os.O_NONBLOCK)
+    process = job(ORPHAN.format(root=str(ROOT), ends_well=ends_well))
+    wait_for_files(process, tmp_path, "ready-*")
+    assert not select.select([alive], [], [], 0)[0]
+    process.kill()
+    assert select.select([alive], [], [], 60)[0] and os.read(alive, 1) == b""  # no process holds it open any more
+    os.close(alive)
+    saved = sorted(path.name for path in tmp_path.glob("saved-*"))
+    assert saved == (["saved-0", "saved-1"] if ends_well else [])
+    assert (tmp_path / "err").read_text().count("the launcher has ended") == 1
+
+
+def test_a_launcher_that_has_ended_already(monkeypatch):
+    monkeypatch.setenv("LAUNCHER_PID", str(os.getppid() + 1))
+    with pytest.raises(EarlyEnd) as end, ended_with_launcher():
+        pass
+    assert end.value.exit_code == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("environment", "parent", "is_known"),
+    [
+        ({"WORLD_SIZE": "2"}, ["torchrun", "--nproc_per_node", "2", "scripts/run_x.py", "--lr", "1"], True),
+        ({"WORLD_SIZE": "2"}, ["torchrun", "-m", "run_x"], True),
+        ({"ACCELERATE_USE_CPU": "true"}, ["accelerate", "launch", "run_x.py"], True),
+        ({"WORLD_SIZE": "2"}, ["/sbin/init"], False),  # it adopts a process whose launcher has ended
+        ({"WORLD_SIZE": "2"}, [], False),
+        ({}, ["bash", "job.sh", "run_x.py"], False),
+    ],
+)
+def test_command_line_of_the_launcher(monkeypatch, environment, parent, is_known):
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "LAUNCHER_PID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("utils.launch._command_line", lambda pid: parent)
+    monkeypatch.setattr("sys.argv", ["/home/me/run_x.py"])
+    before = threading.active_count()
+    with ended_with_launcher() as command:
+        assert command == (parent if is_known else None)
+        assert threading.active_count() == before + is_known

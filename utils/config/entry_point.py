@@ -4,7 +4,6 @@ import atexit
 import functools
 import gc
 import inspect
-import os
 import shlex
 import signal
 import sys
@@ -18,7 +17,7 @@ from utils.config.flag_names import with_flag_file, with_typed_names
 from utils.config.parser import SECRET_FLAGS
 from utils.environment import is_started_by_torchrun, local_world_size, num_machines, rank, world_size
 from utils.errors import EarlyEnd, UsageError
-from utils.launch import first_to_fail, is_peer_failure
+from utils.launch import ended_with_launcher, first_to_fail, is_peer_failure
 
 
 LOST_PROCESS = (
@@ -44,9 +43,10 @@ def entry_point(main: Callable) -> Callable:
 
     @functools.wraps(main)
     def run(args: list[str] | None = None):
-        exit_code, result = 0, None
+        exit_code, result, launcher = 0, None, None
         try:
-            result = main(args)
+            with ended_with_launcher() as launcher:
+                result = main(args)
         except UsageError as error:
             with first_to_fail() as is_first:
                 if is_first:
@@ -62,7 +62,7 @@ def entry_point(main: Callable) -> Callable:
             if rank() == 0:
                 report(str(end))
                 if end.resume_flags is not None:
-                    report(f"to resume: {resume_command(script, args, end.resume_flags)}")
+                    report(f"to resume: {resume_command(script, args, end.resume_flags, launcher)}")
             exit_code = end.exit_code
         except Exception as error:
             if world_size() == 1:
@@ -82,24 +82,22 @@ def entry_point(main: Callable) -> Callable:
     return run
 
 
-def resume_command(script: Path, args: list[str] | None, flags: list[str]) -> str:
+def resume_command(script: Path, args: list[str] | None, flags: list[str], launcher: list[str] | None = None) -> str:
     """The command of this run followed by `flags`, quoted for a shell, without access tokens.
 
     Args:
         args: what main was called with. None stands for the command line, which is repeated as a whole. Under
-            torchrun and `accelerate launch`, that is the launcher's command line, which its processes do not know
-            but Linux tells; elsewhere, a torchrun command with the same number of processes.
+            torchrun and `accelerate launch`, that is the launcher's command line or, if it is not known, a torchrun
+            command with the same number of processes.
+        launcher: the launcher's command line, from `ended_with_launcher`.
     """
     if args is not None:
         words = ["python", str(script), *args]
     elif not is_started_by_torchrun():
         words = sys.orig_argv
     else:
-        launcher = Path(f"/proc/{os.getppid()}/cmdline")
         sizes = ["--nnodes", str(num_machines()), "--nproc_per_node", str(local_world_size())]
-        words = ["torchrun", *sizes, *sys.argv]
-        if launcher.is_file():
-            words = launcher.read_bytes().decode().rstrip("\0").split("\0")
+        words = launcher or ["torchrun", *sizes, *sys.argv]
     words = [*words, *flags]
     for place, word in enumerate(words):
         flag = word.removeprefix("--").split("=")[0].replace("-", "_")
