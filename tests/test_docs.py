@@ -266,7 +266,7 @@ def test_several_evaluation_sets(run, short_training, tmp_path, monkeypatch, cap
     assert results["best_step"] == 2
     state = (tmp_path / "out" / "trainer_state.json").read_text()
     card = {
-        (result.dataset_name, result.metric_type): result.metric_value
+        (result.dataset_split, result.metric_type): result.metric_value
         for result in ModelCard.load(tmp_path / "out" / "README.md").data.eval_results
     }
     for name, path in sets.items():
@@ -280,7 +280,7 @@ def test_several_evaluation_sets(run, short_training, tmp_path, monkeypatch, cap
             in caplog.text
         )
         assert state.count(f'"eval_{name}_loss"') == 4  # after steps 2, 4, 6, and at the end
-        assert card[f"train.txt, validation.txt: {name}", "perplexity"] == perplexity
+        assert card[name, "perplexity"] == perplexity
     assert not results.keys() & {"eval_loss", "perplexity", "eval_perplexity"}
 
 

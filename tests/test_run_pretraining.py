@@ -126,7 +126,7 @@ def test_documents_and_lines_are_those_of_the_file(train_file, run, tmp_path, mo
         for document in train_file.read_text().strip().split("\n\n")
     ]
     wholes = [" ".join(document) for document in documents]
-    assert results["train_samples"] == len(documents) == 20  # each fits into 200 tokens
+    assert results["train_samples"] == 2 * len(documents) == 40  # each fits into 200 tokens
     assert results["train_tokens"] == sum(len(example["input_ids"]) for example in seen)
     by_epoch = [{}, {}]
     for example in seen:
@@ -247,8 +247,8 @@ def test_text_pairs_of_others(pair_checkpoint, run, tmp_path):
     for results in (by_default, named):
         assert_as_reference(results, expected)
     trained = run(
-        tmp_path / "scratch", *BERT, "--train_file", tmp_path / "pairs.csv", "--max_seq_length", 32, "--max_steps", 2,
-        "--whole_word_mask",
+        tmp_path / "scratch", *BERT, "--train_file", tmp_path / "pairs.csv", "--max_seq_length", 32,
+        "--num_train_epochs", 1, "--whole_word_mask",
     )  # fmt: skip
     assert trained["train_samples"] + trained["eval_samples"] == 20
 

@@ -178,23 +178,22 @@ def evaluation_results(
     names = {"loss": "Loss", "perplexity": "Perplexity", "bits_per_byte": "Bits per byte", "accuracy": "Accuracy"}
     for loss in trainer.losses:
         names |= {f"{loss}_loss": f"{loss.upper()} loss", f"{loss}_accuracy": f"{loss.upper()} accuracy"}
-    corpus = corpus_name(data_args)
-    sets = {"eval_": corpus}
+    sets = {"eval_": "validation"}
     if isinstance(trainer.eval_dataset, dict):
-        sets = {f"eval_{name}_": f"{corpus}: {name}" for name in trainer.eval_dataset}
+        sets = {f"eval_{name}_": name for name in trainer.eval_dataset}
     return [
         EvalResult(
             task_type=card_text.task,
             dataset_type=hub_name(data_args.dataset_name) or "text",
-            dataset_name=dataset,
+            dataset_name=corpus_name(data_args),
             dataset_config=data_args.dataset_config_name,
-            dataset_split="validation",
+            dataset_split=split,
             dataset_revision=data_args.dataset_revision,
             metric_type=key,
             metric_name=name,
             metric_value=results[prefix + key],
         )
-        for prefix, dataset in sets.items()
+        for prefix, split in sets.items()
         for key, name in names.items()
         if math.isfinite(results.get(prefix + key, math.nan))
     ]
