@@ -494,7 +494,7 @@ def test_divergence_in_the_last_updates_is_not_saved(flags, tmp_path, capsys):
     [
         ("--learning_rate -1", ["--learning_rate -1"]),
         ("--learning_rate nan", ["--learning_rate nan"]),
-        ("--max_train_hours 0", ["--max_train_hours 0", "leave it out"]),
+        ("--max_train_hours 0", ["--max_train_hours 0", "above 0"]),
         ("--metric_for_best_model bleu", ["--metric_for_best_model bleu", "eval_loss"]),
     ],
 )

@@ -118,7 +118,7 @@ def ended_with_launcher() -> Iterator[list[str] | None]:
         yield None
         return
     is_over = threading.Event()
-    threading.Thread(target=_end_with, args=(launcher, is_over), daemon=True).start()
+    threading.Thread(target=_end_with, args=(launcher, is_over), name="launcher", daemon=True).start()
     try:
         yield command or None
     finally:

@@ -221,7 +221,9 @@ def test_command_line_of_the_launcher(monkeypatch, environment, parent, is_known
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("utils.launch._command_line", lambda pid: parent)
     monkeypatch.setattr("sys.argv", ["/home/me/run_x.py"])
-    before = threading.active_count()
     with ended_with_launcher() as command:
         assert command == (parent if is_known else None)
-        assert threading.active_count() == before + is_known
+        watching = [thread for thread in threading.enumerate() if thread.name == "launcher"]
+        assert len(watching) == is_known
+    for thread in watching:
+        thread.join()
