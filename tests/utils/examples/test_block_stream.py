@@ -21,7 +21,7 @@ from utils.examples.packed import PackedBlocks, PackedBlocksWithSpecialTokens
 from utils.examples.sentence_pairs import SentencePairs
 from utils.examples.stream_loader import StreamLoader
 from utils.examples.streaming import make_blocks
-from utils.text import text_files
+from utils.text import file_formats, text_files
 from utils.text.corpus import load_corpus
 from utils.text.segmentation import Segmenter
 from utils.tokens import token_stream
@@ -314,7 +314,7 @@ def test_loader_raises_the_errors_of_its_thread(tmp_path, open_blocks):
 
 def test_memory_does_not_grow_with_the_corpus(tmp_path, open_blocks, monkeypatch):
     """The peak of what Python and NumPy allocate grows by less than a small share of the additional text."""
-    monkeypatch.setattr(text_files, "READ_SIZE", 20_000)
+    monkeypatch.setattr(file_formats, "READ_SIZE", 20_000)
     peaks, sizes = [], []
     for factor in (1, 5):
         folder = write_shards(tmp_path / f"text{factor}", make_documents(600 * factor), 1, ".txt")
