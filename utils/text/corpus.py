@@ -109,7 +109,8 @@ def _quiet_datasets() -> None:
     """Silence `datasets`: progress bars outside a terminal, and the errors that `explain_read_error` words better."""
     if not (sys.stderr.isatty() and logger.isEnabledFor(logging.INFO)):
         datasets.disable_progress_bars()
-    logging.getLogger("datasets.packaged_modules.json.json").setLevel(logging.CRITICAL)
+    for name in ("csv", "json"):
+        logging.getLogger(f"datasets.packaged_modules.{name}.{name}").setLevel(logging.CRITICAL)
 
 
 def _load_splits(

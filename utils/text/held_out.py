@@ -60,8 +60,8 @@ def _warn_of_share(documents: Dataset, held_out: list[int], percentage: int) -> 
     share = 100 * num_bytes[held_out].sum() / max(num_bytes.sum(), 1)
     if num_bytes.any() and not percentage / 2 <= share <= min(2 * percentage, 50 + percentage / 2):
         logger.warning(
-            "%s of %s documents are held out, with %.0f%% of the text instead of the %d%% of "
-            "--validation_split_percentage: give more documents, shorter ones, or a --validation_file",
+            "held out for evaluation: %s of %s documents, with %.0f%% of the text instead of the %d%% of "
+            "--validation_split_percentage; give more documents, shorter ones, or a --validation_file",
             f"{len(held_out):,}", f"{len(documents):,}", share, percentage,
         )  # fmt: skip
 

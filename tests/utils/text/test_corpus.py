@@ -176,8 +176,8 @@ def test_a_single_document_cannot_be_split():
     ("lengths", "percentage", "figures"),
     [
         ([100] * 20, 5, None),
-        ([100] * 3, 5, "1 of 3 documents are held out, with 33% of the text instead of the 5%"),
-        ([1000, 10, 10, 10], 50, "2 of 4 documents are held out, with (2|98)% of the text instead of the 50%"),
+        ([100] * 3, 5, "held out for evaluation: 1 of 3 documents, with 33% of the text instead of the 5%"),
+        ([1000, 10, 10, 10], 50, "2 of 4 documents, with (2|98)% of the text instead of the 50%"),
         ([0, 0, 0], 5, None),
     ],
 )
