@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from utils.models.head_check import compute_loss_in_output_layer
 from utils.models.scores import score
-from utils.models.vocabulary_head import LossRequest, first_head_module, logits_of, rows_selected
+from utils.models.vocabulary_head import LossRequest, first_head_module, logits_of, select_targets
 
 
 def use_summed_loss(model: PreTrainedModel, shift: bool, label_smoothing: float = 0.0) -> None:
@@ -49,6 +49,8 @@ def use_summed_loss(model: PreTrainedModel, shift: bool, label_smoothing: float 
     forward_signature = inspect.signature(type(model).forward)
     no_cache = {name: False for name in ("use_cache", "use_mems") if name in forward_signature.parameters}
     request = LossRequest(label_smoothing)
+    if head is not None:
+        select_targets(model.get_submodule(head), request)
 
     def forward(
         self,
@@ -65,17 +67,13 @@ def use_summed_loss(model: PreTrainedModel, shift: bool, label_smoothing: float 
         if shift:
             labels = pad(labels[:, 1:], (0, 1), value=-100)
         with contextlib.ExitStack() as stack:
-            if head is not None:
-                is_target = labels != -100
-                labels = labels[is_target]
-                stack.enter_context(rows_selected(self.get_submodule(head), is_target))
-            stack.enter_context(request.made(labels, self.training, return_predictions))
+            stack.enter_context(request.made(labels, head is not None, self.training, return_predictions))
             if not self.training:
                 stack.enter_context(
                     torch.autocast(labels.device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None)
                 )
             token_logits, sentence_logits = logits_of(plain_forward(**no_cache))
-            result = request.result
+            labels, result = request.labels, request.result
         if self.training:
             loss = _summed_loss(token_logits, labels, label_smoothing) if result is None else result
             if next_sentence_label is not None:

@@ -46,20 +46,6 @@ def first_head_module(model: PreTrainedModel) -> str | None:
     return head
 
 
-@contextlib.contextmanager
-def rows_selected(module: nn.Module, is_selected: Tensor) -> Iterator[None]:
-    """Within the block, `module` gets the selected rows (selected, ...) of its first argument (batch, length, ...).
-
-    If that argument is longer, because prompt tuning added positions at the start, the last `length` are used.
-    """
-    length = is_selected.size(1)
-    hook = module.register_forward_pre_hook(lambda module, inputs: (inputs[0][:, -length:][is_selected], *inputs[1:]))
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
 def logits_of(outputs: ModelOutput) -> tuple[Tensor, Tensor | None]:
     """The logits over the vocabulary, and those for sentence pairs if the model has a head for them."""
     if "prediction_logits" not in outputs:
@@ -70,12 +56,14 @@ def logits_of(outputs: ModelOutput) -> tuple[Tensor, Tensor | None]:
 
 @dataclass
 class LossRequest:
-    """What the output layer computes during a forward of the model.
+    """What the vocabulary head computes during a forward of the model.
 
     Attributes:
         label_smoothing: in training.
-        step: what the model does with the logits before the loss; None if the layer cannot compute the loss.
-        labels: int64, one per row of the layer's input; None to compute logits as usual.
+        step: what the model does with the logits before the loss; None if the output layer cannot compute the loss.
+        labels: int64, one per row of the output layer's input; None to compute logits as usual.
+        positions: int64 indices into (batch x length), of the rows that the head runs for; None for all.
+        length: of the examples.
         in_training: whether to compute the loss with its gradients, or the scores of an evaluation.
         return_predictions: among the scores.
         result: the loss or the scores; None if the layer did not compute them.
@@ -84,18 +72,42 @@ class LossRequest:
     label_smoothing: float
     step: LogitStep | None = None
     labels: Tensor | None = None
+    positions: Tensor | None = None
+    length: int = 0
     in_training: bool = True
     return_predictions: bool = False
     result: Tensor | dict[str, Tensor] | None = None
 
     @contextlib.contextmanager
-    def made(self, labels: Tensor, in_training: bool, return_predictions: bool) -> Iterator[None]:
-        """Within the block, the output layer computes the loss or the scores of `labels`."""
-        self.labels, self.in_training, self.return_predictions = labels, in_training, return_predictions
+    def made(self, labels: Tensor, at_targets_only: bool, in_training: bool, return_predictions: bool) -> Iterator:
+        """Within the block, the head computes the loss or the scores of `labels`, int64 (batch, length).
+
+        Args:
+            at_targets_only: the head runs only for the rows that have a label.
+        """
+        self.labels, self.length = labels, labels.size(1)
+        if at_targets_only:
+            self.positions = (labels.flatten() != -100).nonzero().squeeze(1)
+            self.labels = labels.flatten()[self.positions]
+        self.in_training, self.return_predictions = in_training, return_predictions
         try:
             yield
         finally:
-            self.labels = self.result = None
+            self.labels = self.positions = self.result = None
+
+
+def select_targets(head: nn.Module, request: LossRequest) -> None:
+    """Give the head's first module only the rows of its first argument, (batch, length, ...), that are requested.
+
+    If the argument is longer, because prompt tuning added positions at the start, the last `length` are used.
+    """
+
+    def select(module: nn.Module, inputs: tuple) -> tuple | None:
+        if request.positions is None:
+            return None
+        return inputs[0][:, -request.length :].flatten(0, 1)[request.positions], *inputs[1:]
+
+    head.register_forward_pre_hook(select)
 
 
 def answer_requests(layer: nn.Linear, request: LossRequest) -> None:
@@ -109,7 +121,7 @@ def answer_requests(layer: nn.Linear, request: LossRequest) -> None:
             return type(self).forward(self, hidden)
         labels, rows, device = request.labels, hidden, hidden.device
         if hidden.dim() == 3:  # prompt tuning adds positions at the start
-            rows = hidden[:, -labels.size(1) :].flatten(0, 1)
+            rows = hidden[:, -request.length :].flatten(0, 1)
         if torch.is_autocast_enabled(device.type):
             rows = rows.to(torch.get_autocast_dtype(device.type))
         tensors = (rows, self.weight, self.bias, labels.flatten(), request.step)
