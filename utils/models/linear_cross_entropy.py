@@ -117,9 +117,9 @@ def _loss_and_gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The loss, and its gradients for `hidden`, `weight` and `bias`: empty tensors where they are not needed."""
     step = LogitStep(scale, cap)
-    loss, *gradients = _outputs(hidden, weight, for_hidden, for_weight, for_bias)
-    hidden_gradient, weight_gradient, bias_gradient = (gradient.zero_() for gradient in gradients)
-    loss.zero_()
+    loss, hidden_gradient, weight_gradient, bias_gradient = _outputs(hidden, weight, for_hidden, for_weight, for_bias)
+    for each in (loss, hidden_gradient, bias_gradient):
+        each.zero_()
     rows = None
     if hidden.device.type == "cpu":  # a GPU would have to wait for the number of targets
         rows = (labels != -100).nonzero().squeeze(1)
@@ -135,12 +135,18 @@ def _loss_and_gradients(
                 torch.mm(logits, low_weight, out=hidden_gradient[chunk])
             elif for_hidden:
                 hidden_gradient.index_copy_(0, rows[chunk], logits @ low_weight)
-            if for_weight and hidden.dtype == torch.float32:
-                weight_gradient.addmm_(logits.t(), hidden[chunk])
-            elif for_weight:
-                weight_gradient += logits.t() @ hidden[chunk]
+            if for_weight:
+                is_first = chunk.start == 0  # spares a pass that sets the sum to zero
+                if hidden.dtype == torch.float32:
+                    torch.addmm(weight_gradient, logits.t(), hidden[chunk], beta=not is_first, out=weight_gradient)
+                elif is_first:
+                    weight_gradient.copy_(logits.t() @ hidden[chunk])
+                else:
+                    weight_gradient += logits.t() @ hidden[chunk]
             if for_bias:
                 bias_gradient += logits.sum(0, dtype=torch.float32)
+    if not len(hidden):  # no target
+        weight_gradient.zero_()
     return loss, hidden_gradient, weight_gradient.to(weight.dtype), bias_gradient.to(weight.dtype)
 
 
