@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -97,7 +98,7 @@ def measure_logit_step(layer: nn.Linear, sample: Sample, plain_logits: Callable[
         plain_logits: the model's logits, (batch, length, vocabulary), for tokens (batch, length).
 
     Raises:
-        ValueError: the logits are not one output of the layer.
+        ValueError: the logits are not one output of the layer, or more was done to them.
     """
     outputs = []
     with layer.register_forward_hook(lambda layer, inputs, output: outputs.append(output)):
@@ -111,6 +112,8 @@ def measure_logit_step(layer: nn.Linear, sample: Sample, plain_logits: Callable[
     with layer.register_forward_hook(lambda layer, inputs, output: probe):
         at_small, at_large = plain_logits(sample.input_ids)[0, 0, :2].tolist()
     scale = at_small / SMALL
+    if not (math.isfinite(scale) and math.isfinite(at_large)):
+        raise ValueError("it does more to its logits than to scale or cap them")
     is_capped = abs(at_large - scale * LARGE) > 1e-6 * abs(scale * LARGE)
     return LogitStep(scale, at_large if is_capped else 0.0)
 
@@ -151,8 +154,8 @@ def check_equal_losses(
 
 
 def _require_close(what: str, ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> None:
-    difference = (ours.float() - theirs.float()).abs().max()
-    if difference > TOLERANCES[dtype] * theirs.float().abs().max():  # not so if weights that are yet to come are NaN
+    difference, size = (ours.float() - theirs.float()).abs().max(), theirs.float().abs().max()
+    if size.isfinite() and not difference <= TOLERANCES[dtype] * size:  # weights that are yet to come may not be finite
         raise ValueError(f"the {what} computed in its output layer differs")
 
 
