@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 
-# Bytes of logits that exist at once. Products want many rows: with 50,257 tokens on a CPU, chunks of 256 rows take 1.05
-# (float32) to 1.5 times (bfloat16) as long as chunks of 1,024. A GPU needs larger ones.
+# Bytes of logits that exist at once. Products want many rows: with 50,257 tokens on a CPU, chunks of 256 rows take
+# 1.05 (float32) to 1.5 times (bfloat16) as long as chunks of 1,024. A GPU needs larger ones.
 CHUNK_BYTES = 2**27
 CHUNK_BYTES_GPU = 2**29
 # Softmax and loss are computed for a few rows of a chunk at a time, which stay in a CPU's cache: 1.4 times as fast.

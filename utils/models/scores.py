@@ -44,7 +44,7 @@ def sum_scores(
         else:  # argmax is slow on a CPU: it runs only where the target's logit is the highest, in case others equal it
             at_target = logits.gather(1, labels.clamp(min=0).unsqueeze(1)).squeeze(1)
             is_best = is_target & (at_target == logits.amax(dim=1))
-            first_best = torch.from_numpy(logits[is_best].detach().numpy().argmax(axis=1))  # 4 times as fast as torch's
+            first_best = torch.from_numpy(logits[is_best].detach().numpy().argmax(axis=1))  # 4 times torch's speed
             is_best[is_best.clone()] = first_best == labels[is_best]
         num_correct += is_best.sum()
         if return_predictions:
