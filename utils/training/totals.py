@@ -9,6 +9,7 @@ from transformers.trainer_callback import ExportableState, TrainerCallback, Trai
 
 from utils.training.dataloaders import EMPTY
 from utils.training.evaluation import count_tokens, named_losses
+from utils.training.utilization import ModelFlops
 
 
 class TrainingTotals(TrainerCallback, ExportableState):
@@ -74,6 +75,7 @@ class TrainingCounter:
         self.losses = losses
         self.accelerator = accelerator
         self.totals = TrainingTotals.zeros(len(losses))
+        self.flops: ModelFlops | None = None  # to report the utilization of the devices, where that is known
         self.reset()
 
     def reset(self, totals: TrainingTotals | None = None) -> None:
@@ -139,7 +141,10 @@ class TrainingCounter:
             logs["grad_norm"] = float(grad_norm)
         logs["learning_rate"] = learning_rate
         logs |= named_losses("train_{}_loss", list(self.losses), means)
-        logs["tokens_per_second"] = round((totals.tokens - since.tokens) / (totals.seconds - since.seconds), 1)
+        tokens, seconds = totals.tokens - since.tokens, totals.seconds - since.seconds
+        logs["tokens_per_second"] = round(tokens / seconds, 1)
+        if self.flops is not None:
+            logs["mfu"] = round(self.flops.utilization(tokens, totals.targets[0] - since.targets[0], seconds), 4)
         steps_left = state.max_steps - state.global_step
         logs["eta_seconds"] = round(totals.seconds / state.global_step * steps_left, 1)
         return logs
@@ -157,7 +162,10 @@ class TrainingCounter:
             metrics["train_samples"] = totals.samples
         metrics["train_tokens"] = totals.tokens
         metrics["train_runtime"] = round(totals.seconds, 3)
-        metrics["train_tokens_per_second"] = round(totals.tokens / max(totals.seconds, 1e-9), 1)
+        seconds = max(totals.seconds, 1e-9)
+        metrics["train_tokens_per_second"] = round(totals.tokens / seconds, 1)
+        if self.flops is not None:
+            metrics["train_mfu"] = round(self.flops.utilization(totals.tokens, totals.targets[0], seconds), 4)
         if state.best_global_step:
             metrics["best_step"] = state.best_global_step
         metrics["epoch"] = state.epoch

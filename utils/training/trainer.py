@@ -1,5 +1,6 @@
 """LMTrainer: what is computed in a run: exact losses, exact evaluation, exact throughput."""
 
+import logging
 import sys
 import time
 
@@ -27,11 +28,16 @@ from utils.training.fsdp import (
 )
 from utils.training.log_callbacks import LogLines, ProgressBar
 from utils.training.optimizers import lamb
+from utils.training.out_of_memory import out_of_memory_explained
 from utils.training.output_dir import write_run_args
 from utils.training.preparation import check_sharding_flags
 from utils.training.signals import StopRequested
 from utils.training.totals import TrainingCounter
 from utils.training.training_loop import TrainingLoop
+from utils.training.utilization import model_flops
+
+
+logger = logging.getLogger(__name__)
 
 
 class LMTrainer(TrainingLoop):
@@ -86,8 +92,11 @@ class LMTrainer(TrainingLoop):
         self.target_name = target_name
         self.model_accepts_loss_kwargs = True  # the loss is divided by the number of targets, in compute_loss
         self.counter = TrainingCounter(self.losses, self.accelerator)
+        if args.do_train:
+            self.counter.flops = model_flops(model, self.train_dataset.block_size, args)
         self.checkpoint_uploads = CheckpointUploads()
         self._weight_names = weight_names(model)
+        self._evaluations: dict[int, dict[str, float]] = {}  # of the training, by step
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         self.add_callback(self.counter.totals)
@@ -177,8 +186,15 @@ class LMTrainer(TrainingLoop):
             there is an `eval_NAME_accuracy` for each instead of `eval_accuracy`. With the prefix "eval", perplexity,
             bits per byte and the named losses are also there without it. `best_step` is the step whose weights were
             evaluated, if `--load_best_model_at_end` loaded them; `epoch` is that of the last step.
+            After a training that evaluated its final weights, its figures are returned, without a second evaluation.
         """
         self.counter.pause()
+        step = self.state.global_step if self.best_state is None else self.best_state.global_step
+        is_of_all = eval_dataset is None and metric_key_prefix == "eval"
+        if is_of_all and not self.is_in_train and step in self._evaluations:  # once: the model may change after that
+            logger.info("evaluation: the figures are those of step %s, evaluated during the training", f"{step:,}")
+            metrics, self._evaluations = self._evaluations[step], {}
+            return metrics | self._position()
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(dataset, str):
             dataset = {dataset: self.eval_dataset[dataset]}
@@ -188,18 +204,21 @@ class LMTrainer(TrainingLoop):
             metrics |= self._evaluate_set(examples, metric_key_prefix + name)
         if metric_key_prefix == "eval":
             metrics |= without_prefix(metrics, list(self.losses))
-        if self.best_state is not None:
-            metrics["best_step"] = self.best_state.global_step
-        if self.state.epoch is not None:
-            metrics["epoch"] = self.state.epoch
+        metrics |= self._position()
+        if is_of_all and self.is_in_train:
+            self._evaluations[step] = dict(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _position(self) -> dict[str, float]:
+        """The step whose weights are evaluated, if they are the best ones, and the epoch of the last step."""
+        position = {} if self.best_state is None else {"best_step": self.best_state.global_step}
+        return position if self.state.epoch is None else position | {"epoch": self.state.epoch}
+
     def _evaluate_set(self, dataset: Examples, prefix: str) -> dict[str, float]:
         """Evaluate on one set of examples, and log its metrics."""
-        model = self.model.to(self.args.device) if not self.is_sharded else self._sharded_model()
-        start = time.monotonic()
-        with no_worker_left_behind():
+        start, model = time.monotonic(), self.model_to_evaluate()
+        with no_worker_left_behind(), out_of_memory_explained(self.args, is_training=False):
             sums = score_dataset(
                 model,
                 dataset,
@@ -229,7 +248,10 @@ class LMTrainer(TrainingLoop):
         self.log(dict(metrics))  # a copy: `log` adds the epoch
         self.state.global_step, self.state.epoch = last
 
-    def _sharded_model(self) -> torch.nn.Module:
+    def model_to_evaluate(self) -> torch.nn.Module:
+        """The model on its device, in its wrapper if it is sharded."""
+        if not self.is_sharded:
+            return self.model.to(self.args.device)
         if self.is_prepared:
             return self.model_wrapped
         return prepare_for_evaluation(self.accelerator, self.model)
