@@ -8,6 +8,7 @@ import types
 import torch
 from torch.nn.functional import cross_entropy, pad
 from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
 from utils.models.head_check import compute_loss_in_output_layer
 from utils.models.scores import score
@@ -33,6 +34,8 @@ def use_summed_loss(model: PreTrainedModel, shift: bool, label_smoothing: float 
     With `labels`, int64 (batch, length), -100 where there is no target, the output is a plain dict:
         loss: the summed loss in nats. In training a float32 scalar, with `label_smoothing` as in torch's
             cross_entropy. In evaluation a float64 scalar.
+        aux_loss: in training of a mixture of experts with `output_router_logits`, the loss that balances its experts
+            in this batch, with the weight that the configuration gives it, times the number of targets.
         num_correct, num_targets: in evaluation; see `sum_scores`.
         predictions, references: in evaluation with `return_predictions=True`; see `sum_scores`.
     Evaluation runs without mixed precision unless called with `autocast_dtype`.
@@ -72,13 +75,15 @@ def use_summed_loss(model: PreTrainedModel, shift: bool, label_smoothing: float 
                 stack.enter_context(
                     torch.autocast(labels.device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None)
                 )
-            token_logits, sentence_logits = logits_of(plain_forward(**no_cache))
+            outputs = plain_forward(**no_cache)
+            token_logits, sentence_logits = logits_of(outputs)
             labels, result = request.labels, request.result
         if self.training:
             loss = _summed_loss(token_logits, labels, label_smoothing) if result is None else result
             if next_sentence_label is not None:
                 loss = torch.stack([loss, _summed_loss(sentence_logits, next_sentence_label)])
-            return {"loss": loss}
+            balance = _balancing_loss(self, outputs)
+            return {"loss": loss} if balance is None else {"loss": loss, "aux_loss": balance * (labels != -100).sum()}
         scores = score(token_logits, labels, return_predictions) if result is None else result
         if next_sentence_label is not None:
             for name, value in score(sentence_logits, next_sentence_label).items():
@@ -93,3 +98,15 @@ def use_summed_loss(model: PreTrainedModel, shift: bool, label_smoothing: float 
 def _summed_loss(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
     logits = logits.flatten(0, -2).float()
     return cross_entropy(logits, labels.flatten(), reduction="sum", label_smoothing=label_smoothing)
+
+
+def _balancing_loss(model: PreTrainedModel, outputs: ModelOutput) -> torch.Tensor | None:
+    """The loss that balances the experts, with its weight as in the model's own loss; None if it was not asked for.
+
+    Source: Switch Transformers (Fedus et al., 2021), equations 4 to 6.
+    """
+    balance = outputs.get("aux_loss")
+    if not torch.is_tensor(balance):
+        return None
+    names = ("router_aux_loss_coef", "moe_loss_weight", "aux_loss_coef")
+    return next(getattr(model, name) for name in names if hasattr(model, name)) * balance.float()

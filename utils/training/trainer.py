@@ -92,8 +92,7 @@ class LMTrainer(TrainingLoop):
         self.target_name = target_name
         self.model_accepts_loss_kwargs = True  # the loss is divided by the number of targets, in compute_loss
         self.counter = TrainingCounter(self.losses, self.accelerator)
-        if args.do_train:
-            self.counter.flops = model_flops(model, self.train_dataset.block_size, args)
+        self.counter.flops = model_flops(model, self.train_dataset.block_size, args) if args.do_train else None
         self.checkpoint_uploads = CheckpointUploads()
         self._weight_names = weight_names(model)
         self._evaluations: dict[int, dict[str, float]] = {}  # of the training, by step
@@ -141,6 +140,7 @@ class LMTrainer(TrainingLoop):
             pin_memory=pin_memory,
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
+            fixed_size=self.batch_size if args.torch_compile else None,
         )
 
     @staticmethod
@@ -152,13 +152,14 @@ class LMTrainer(TrainingLoop):
         """The summed loss of this micro-batch, divided by the number of targets of the whole update.
 
         If the model returns several losses, each is divided by the number of its own targets, and they are added up.
-        Gradients are averaged over the processes, so the loss is multiplied by their number.
+        Gradients are averaged over the processes, hence the factor. The mean loss that balances experts is added.
         """
         outputs = model(**inputs)
         if isinstance(outputs, ModelOutput):
             raise ValueError("LMTrainer needs a model that returns summed losses: call use_summed_loss(model, ...)")
-        self.counter.add_losses(outputs["loss"])
-        loss = (outputs["loss"] * (self.accelerator.num_processes / num_items_in_batch.clamp(min=1))).sum()
+        self.counter.add_losses(outputs["loss"], outputs.get("aux_loss"))
+        scale = self.accelerator.num_processes / num_items_in_batch.clamp(min=1)
+        loss = (outputs["loss"] * scale).sum() + outputs.get("aux_loss", 0.0) * scale[0]
         return (loss, outputs) if return_outputs else loss
 
     # Evaluation
@@ -170,7 +171,7 @@ class LMTrainer(TrainingLoop):
         ignore_keys=None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Evaluate exactly.
+        """Evaluate exactly; or, after a training that has evaluated its final weights, return these figures.
 
         Args:
             eval_dataset: examples, several sets of them by name, or the name of one of the sets that the trainer has.
@@ -186,7 +187,6 @@ class LMTrainer(TrainingLoop):
             there is an `eval_NAME_accuracy` for each instead of `eval_accuracy`. With the prefix "eval", perplexity,
             bits per byte and the named losses are also there without it. `best_step` is the step whose weights were
             evaluated, if `--load_best_model_at_end` loaded them; `epoch` is that of the last step.
-            After a training that evaluated its final weights, its figures are returned, without a second evaluation.
         """
         self.counter.pause()
         step = self.state.global_step if self.best_state is None else self.best_state.global_step
@@ -211,13 +211,13 @@ class LMTrainer(TrainingLoop):
         return metrics
 
     def _position(self) -> dict[str, float]:
-        """The step whose weights are evaluated, if they are the best ones, and the epoch of the last step."""
+        """The step of the best weights, if they are evaluated, and the epoch of the last step."""
         position = {} if self.best_state is None else {"best_step": self.best_state.global_step}
         return position if self.state.epoch is None else position | {"epoch": self.state.epoch}
 
     def _evaluate_set(self, dataset: Examples, prefix: str) -> dict[str, float]:
         """Evaluate on one set of examples, and log its metrics."""
-        start, model = time.monotonic(), self.model_to_evaluate()
+        model, start = self.model_to_evaluate(), time.monotonic()
         with no_worker_left_behind(), out_of_memory_explained(self.args, is_training=False):
             sums = score_dataset(
                 model,
