@@ -40,7 +40,7 @@ def test_loss_is_the_same_without_a_mask(model_type):
 
 def test_sliding_window_keeps_its_mask():
     config = AutoConfig.for_model(
-        "mistral", num_hidden_layers=1, hidden_size=16, num_attention_heads=2, sliding_window=4
+        "mistral", num_hidden_layers=1, hidden_size=16, num_attention_heads=2, num_key_value_heads=2, sliding_window=4
     )
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     use_maskless_attention(model)
@@ -73,10 +73,8 @@ def test_model_that_would_see_the_future_gets_eager_attention():
 
 @pytest.mark.parametrize("model_type", ["apertus", "gemma2", "bloom"])
 def test_causal_models_keep_sdpa(model_type):
-    config = AutoConfig.for_model(
-        model_type, num_hidden_layers=1, hidden_size=16, num_attention_heads=2, vocab_size=30
-    )
-    model = AutoModelForCausalLM.from_config(config)
+    sizes = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes, vocab_size=30))
     before = model.config._attn_implementation
     use_maskless_attention(model)
     assert model.config._attn_implementation == before
