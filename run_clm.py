@@ -22,7 +22,7 @@ from utils.models import add_adapter, check_adapter_arguments, load_config, load
 from utils.models.attention import use_maskless_attention
 from utils.models.config import default_block_size
 from utils.models.model_types import CAUSAL_MODELS
-from utils.reports import ModelCardText, print_counts, write_report
+from utils.reports import ModelCardText, print_counts, print_dry_run, write_report
 from utils.reports.sample import SampleArguments, print_sample
 from utils.text import load_corpus
 from utils.tokens import load_tokenizer, tokenize_documents
@@ -114,7 +114,9 @@ def main(args: list[str] | None = None) -> dict[str, float]:
     use_maskless_attention(model)
 
     # Collator: every token but the first of a block is a target
-    data_collator = CausalLMCollator(tokenizer, pad_to_length=block_size if data_args.pad_to_max_length else None)
+    data_collator = CausalLMCollator(
+        tokenizer, pad_to_length=block_size if data_args.pad_to_max_length or training_args.torch_compile else None
+    )
 
     # Trainer: exact sums over batches and processes, checkpoints that resume exactly
     trainer = LMTrainer(
@@ -128,6 +130,8 @@ def main(args: list[str] | None = None) -> dict[str, float]:
         metric=metric,
         run_args=run_args,
     )
+    if training_args.dry_run:
+        return print_dry_run(trainer)
 
     # Training: from the beginning, or from the newest checkpoint of the output folder
     results = {}

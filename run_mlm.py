@@ -21,7 +21,7 @@ from utils.hub import prepare_upload
 from utils.models import add_adapter, check_adapter_arguments, load_config, load_model, use_summed_loss
 from utils.models.config import default_block_size
 from utils.models.model_types import MASKED_MODELS
-from utils.reports import ModelCardText, print_counts, write_report
+from utils.reports import ModelCardText, print_counts, print_dry_run, write_report
 from utils.text import load_corpus
 from utils.tokens import load_tokenizer, tokenize_documents
 from utils.training import LMTrainer, find_checkpoint, load_metric
@@ -108,7 +108,7 @@ def main(args: list[str] | None = None) -> dict[str, float]:
         mask_replace_prob=mlm_args.mask_replace_prob,
         random_replace_prob=mlm_args.random_replace_prob,
         whole_word_mask=mlm_args.whole_word_mask,
-        pad_to_length=block_size if data_args.pad_to_max_length else None,
+        pad_to_length=block_size if data_args.pad_to_max_length or training_args.torch_compile else None,
     )
 
     # Trainer: exact sums over batches and processes, checkpoints that resume exactly
@@ -124,6 +124,8 @@ def main(args: list[str] | None = None) -> dict[str, float]:
         run_args=run_args,
         target_name="masked_tokens",
     )
+    if training_args.dry_run:
+        return print_dry_run(trainer)
 
     # Training: from the beginning, or from the newest checkpoint of the output folder
     results = {}

@@ -22,7 +22,7 @@ from utils.models import add_adapter, check_adapter_arguments, load_config, load
 from utils.models.config import default_block_size
 from utils.models.factorization_order import use_factorization_order
 from utils.models.model_types import PERMUTATION_MODELS
-from utils.reports import ModelCardText, print_counts, write_report
+from utils.reports import ModelCardText, print_counts, print_dry_run, write_report
 from utils.text import load_corpus
 from utils.tokens import load_tokenizer, tokenize_documents
 from utils.training import LMTrainer, find_checkpoint, load_metric
@@ -109,7 +109,7 @@ def main(args: list[str] | None = None) -> dict[str, float]:
         seed=training_args.seed,
         plm_probability=plm_args.plm_probability,
         max_span_length=plm_args.max_span_length,
-        pad_to_length=block_size if data_args.pad_to_max_length else None,
+        pad_to_length=block_size if data_args.pad_to_max_length or training_args.torch_compile else None,
     )
 
     # Trainer: exact sums over batches and processes, checkpoints that resume exactly
@@ -125,6 +125,8 @@ def main(args: list[str] | None = None) -> dict[str, float]:
         run_args=run_args,
         target_name="predicted_tokens",
     )
+    if training_args.dry_run:
+        return print_dry_run(trainer)
 
     # Training: from the beginning, or from the newest checkpoint of the output folder
     results = {}

@@ -33,7 +33,7 @@ from utils.hub import prepare_upload
 from utils.models import add_adapter, check_adapter_arguments, load_config, load_model, use_summed_loss
 from utils.models.config import default_block_size, model_type_from_checkpoint_name
 from utils.models.model_types import PRETRAINING_MODELS
-from utils.reports import ModelCardText, print_counts, write_report
+from utils.reports import ModelCardText, print_counts, print_dry_run, write_report
 from utils.text import load_corpus
 from utils.text.segmentation import Segmenter
 from utils.tokens import load_tokenizer, tokenize_documents
@@ -165,7 +165,7 @@ def main(args: list[str] | None = None) -> dict[str, float]:
         mask_replace_prob=pair_args.mask_replace_prob,
         random_replace_prob=pair_args.random_replace_prob,
         whole_word_mask=pair_args.whole_word_mask,
-        pad_to_length=block_size if data_args.pad_to_max_length else None,
+        pad_to_length=block_size if data_args.pad_to_max_length or training_args.torch_compile else None,
     )
 
     # Trainer: exact sums over batches and processes, checkpoints that resume exactly
@@ -182,6 +182,8 @@ def main(args: list[str] | None = None) -> dict[str, float]:
         target_name="masked_tokens",
         losses=losses,
     )
+    if training_args.dry_run:
+        return print_dry_run(trainer)
 
     # Training: from the beginning, or from the newest checkpoint of the output folder
     results = {}

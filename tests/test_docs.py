@@ -279,7 +279,7 @@ def test_several_evaluation_sets(run, short_training, tmp_path, monkeypatch, cap
             f"step 2 | eval {name} loss {results[f'eval_{name}_loss']:.4f} | perplexity {perplexity:.3f}"
             in caplog.text
         )
-        assert state.count(f'"eval_{name}_loss"') == 4  # after steps 2, 4, 6, and at the end
+        assert state.count(f'"eval_{name}_loss"') == 3  # after steps 2, 4, 6; the best is of step 2
         assert card[name, "perplexity"] == perplexity
     assert not results.keys() & {"eval_loss", "perplexity", "eval_perplexity"}
 

@@ -67,6 +67,13 @@ class LMTrainingArguments(CompatTrainingArguments):
         default=False,
         metadata={"help": "Accepted without effect: a NaN loss is always logged."},
     )
+    per_device_eval_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Examples of a process that are evaluated at once; the results do not depend on it. Default: as "
+            "many as fit into a quarter of the free memory, up to 4,096 tokens on a CPU and 65,536 on a GPU."
+        },
+    )
     save_total_limit: int | None = field(
         default=2, metadata={"help": "Keep the newest N checkpoints, and the best if it is loaded at the end."}
     )
@@ -108,6 +115,14 @@ class LMTrainingArguments(CompatTrainingArguments):
         metadata={
             "help": "After N hours of training, save a checkpoint and exit with code 75, for queues with a "
             "time limit; leave time for loading, one step and saving. Default: no limit."
+        },
+    )
+
+    dry_run: bool = field(
+        default=False,
+        metadata={
+            "help": "Build everything, make two updates and evaluate one batch, print memory, times and sizes of the "
+            "run, and stop. Nothing is written but the cache of tokens."
         },
     )
 
@@ -198,6 +213,16 @@ class LMTrainingArguments(CompatTrainingArguments):
             raise UsageError(
                 "--accelerator_config: split_batches and dispatch_batches are unsupported; leave them out"
             )
+
+    @property
+    def should_save(self) -> bool:
+        """Whether this process writes files: never in a dry run."""
+        return super().should_save and not self.dry_run
+
+    @property
+    def eval_batch_size(self) -> int | None:
+        """Examples of a process that are evaluated at once; None for as many as the memory allows."""
+        return vars(self).get("per_gpu_eval_batch_size") or self.per_device_eval_batch_size
 
     @property
     def is_sharded(self) -> bool:

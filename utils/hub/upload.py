@@ -41,7 +41,7 @@ def prepare_upload(training_args: LMTrainingArguments, data_args: DataArguments)
     Raises:
         UsageError: an invalid repository name, a missing or wrong token, no write access, no network.
     """
-    if data_args.preprocess_only or not training_args.push_to_hub:
+    if data_args.preprocess_only or training_args.dry_run or not training_args.push_to_hub:
         return
     if not training_args.do_train:
         raise UsageError("--push_to_hub requires --do_train: an evaluation produces no model to upload")

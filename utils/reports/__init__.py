@@ -3,9 +3,10 @@
 What every script uses is imported here; the rest comes from the modules.
 """
 
+from utils.reports.dry_run import print_dry_run
 from utils.reports.model_card import ModelCardText
 from utils.reports.report import write_report
 from utils.reports.summary import print_counts
 
 
-__all__ = ["ModelCardText", "print_counts", "write_report"]
+__all__ = ["ModelCardText", "print_counts", "print_dry_run", "write_report"]

@@ -14,7 +14,7 @@ from utils.training.batch_sampler import EpochBatches
 from utils.training.signals import ignore_signals
 
 
-EMPTY = "is_empty_batch"  # key that marks a batch without examples
+FILLERS = "num_fillers"  # key of a batch: how many of its rows, at the end, are no examples to train on
 
 
 class TrainingLoader(DataLoader):
@@ -27,16 +27,23 @@ class TrainingLoader(DataLoader):
         batches: which examples.
         collator: examples -> a batch.
         label_names: the keys of a batch that hold targets, -100 where there is none.
+        fixed_size: rows of every batch, also of the last one of an epoch: torch.compile compiles for each shape.
         kwargs: as for torch's DataLoader.
     """
 
     def __init__(
-        self, dataset: Examples, batches: EpochBatches, collator: Callable, label_names: Sequence[str], **kwargs
+        self,
+        dataset: Examples,
+        batches: EpochBatches,
+        collator: Callable,
+        label_names: Sequence[str],
+        fixed_size: int | None = None,
+        **kwargs,
     ):
         super().__init__(
             dataset,
             batch_sampler=batches,
-            collate_fn=_CollateOrEmptyBatch(collator, dataset, label_names),
+            collate_fn=_CollateWithFillers(collator, dataset, label_names, fixed_size or 1),
             generator=torch.Generator().manual_seed(batches.seed),
             worker_init_fn=ignore_signals,
             **kwargs,
@@ -47,25 +54,27 @@ class TrainingLoader(DataLoader):
         self.dataset.set_epoch(epoch)
 
 
-class _CollateOrEmptyBatch:
-    """The collator; for an empty list of examples, a batch without targets and with the key EMPTY.
+class _CollateWithFillers:
+    """The collator, with examples without targets added to a batch that has fewer than `min_size`.
 
     A process that gets no example in the last, small step of an epoch still takes part in the exchange of gradients.
-    Losses are sums over targets, divided by the targets of all processes: a batch without targets adds nothing.
+    Losses are sums over targets, divided by the targets of all processes: a row without targets adds nothing.
     """
 
-    def __init__(self, collator: Callable, dataset: Examples, label_names: Sequence[str]):
+    def __init__(self, collator: Callable, dataset: Examples, label_names: Sequence[str], min_size: int):
         self.collator = collator
         self.dataset = dataset
         self.label_names = label_names
+        self.min_size = min_size
 
-    def __call__(self, examples: list) -> dict[str, torch.Tensor]:
-        if examples:
+    def __call__(self, examples: list) -> dict[str, torch.Tensor | int]:
+        num_fillers = max(self.min_size - len(examples), 0)
+        if not num_fillers:
             return self.collator(examples)
-        batch = self.collator([self.dataset[0]])
+        batch = self.collator([*examples, *num_fillers * [self.dataset[0]]])
         for name in self.label_names:
-            batch[name].fill_(-100)
-        return batch | {EMPTY: torch.tensor(True)}
+            batch[name][len(examples) :] = -100
+        return batch | {FILLERS: num_fillers}
 
 
 def evaluation_loader(dataset: Examples, batches: list[range], collator: Callable, args) -> DataLoader:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, send_to_device
@@ -16,6 +17,11 @@ from utils.training.dataloaders import evaluation_loader
 
 
 SCORES = ("loss", "num_correct", "num_targets")
+# For batches of an evaluation whose size is not given. Beyond these numbers of tokens it does not become faster.
+MAX_EVALUATION_TOKENS = {"cpu": 2**12, "gpu": 2**16}
+MEMORY_SHARE = 0.25  # of the memory that is free
+BYTES_PER_TOKEN_AND_WIDTH = 80  # a layer's widest tensors: about 20 times the hidden size, in float32
+MOST_WIDTH = 16384  # where a configuration does not say how wide the model is
 
 
 @dataclass
@@ -58,7 +64,7 @@ def score_dataset(
         metric: a metric of `evaluate`, over predictions and references at the targets.
         after_batch: called after each batch; may raise to leave the evaluation.
     """
-    size, world_size = args.eval_batch_size, args.world_size
+    size, world_size = evaluation_batch_size(model, dataset.block_size, args, accelerator), args.world_size
     starts = range(0, len(dataset), size)
     rounds = math.ceil(len(starts) / world_size)
     own_batches = [i * world_size + args.process_index for i in range(rounds)]
@@ -92,6 +98,26 @@ def score_dataset(
     num_correct, num_targets = ([round(count) for count in per_loss] for per_loss in counts)
     num_tokens = round(accelerator.reduce(num_tokens, "sum").item())
     return EvaluationSums(loss, num_correct, num_targets, num_tokens, {} if metric is None else metric.compute())
+
+
+def evaluation_batch_size(model: nn.Module, block_size: int, args, accelerator: Accelerator) -> int:
+    """Examples of a batch in evaluation: `--per_device_eval_batch_size`, or as many as fit into a share of the memory.
+
+    The results are the same for any size. All processes call this together and get the same size.
+    """
+    if args.eval_batch_size is not None:
+        return args.eval_batch_size
+    if args.device.type == "cuda":
+        free_bytes, _ = torch.cuda.mem_get_info(args.device)
+    else:
+        free_bytes = psutil.virtual_memory().available
+    free_bytes = torch.tensor(float(free_bytes // args.world_size), device=args.device)
+    free_bytes = accelerator.gather(free_bytes.reshape(1)).min().item()
+    config = accelerator.unwrap_model(model).config
+    width = getattr(config, "hidden_size", None) or MOST_WIDTH
+    max_tokens = MAX_EVALUATION_TOKENS["cpu" if args.device.type == "cpu" else "gpu"]
+    num_tokens = min(max_tokens, free_bytes * MEMORY_SHARE / (width * BYTES_PER_TOKEN_AND_WIDTH))
+    return max(1, int(num_tokens // block_size))
 
 
 def evaluation_metrics(

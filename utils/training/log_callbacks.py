@@ -18,9 +18,10 @@ logger = logging.getLogger(__name__)
 
 def training_line(logs: dict[str, float]) -> str:
     """The figures of a training step as text."""
+    utilization = f" | MFU {logs['mfu']:.1%}" if "mfu" in logs else ""
     return (
         f"loss {logs['loss']:.4f} | lr {logs['learning_rate']:.3g} | grad norm {logs.get('grad_norm', 0.0):.3g} | "
-        f"{logs['tokens_per_second']:,.0f} tokens/s"
+        f"{logs['tokens_per_second']:,.0f} tokens/s{utilization}"
     )
 
 

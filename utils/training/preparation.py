@@ -1,6 +1,7 @@
 """What a training run starts with: model, optimizer, scheduler and state, fresh or from a checkpoint."""
 
 import logging
+import math
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from utils.errors import UsageError
 from utils.examples.base import Examples
 from utils.training.checkpointing import load_trainer_state, load_training_state, load_weights
 from utils.training.output_dir import start_output_dir
+from utils.training.precision import log_cost_of_dropout
 
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,18 @@ def check_sharding_flags(trainer: Trainer) -> None:
             "--deepspeed: with ZeRO stage 3, set stage3_gather_16bit_weights_on_model_save (accelerate: "
             "zero3_save_16bit_model) to true: the model could not be saved without it"
         )
+
+
+def training_length(args, num_batches: int) -> tuple[int, int, int]:
+    """Updates per epoch, updates in all, and epochs that are begun.
+
+    Args:
+        args: TrainingArguments.
+        num_batches: of an epoch, for a process.
+    """
+    updates_per_epoch = math.ceil(num_batches / args.gradient_accumulation_steps)
+    max_steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * updates_per_epoch)
+    return updates_per_epoch, max_steps, math.ceil(max_steps / updates_per_epoch)
 
 
 def prepare_run(
@@ -108,6 +122,10 @@ def prepare_model(trainer: Trainer, max_steps: int) -> nn.Module:
         trainer.model = accelerator.prepare(trainer.model)
     trainer.create_optimizer_and_scheduler(num_training_steps=max_steps)
     trainer.model.train()
+    log_cost_of_dropout(trainer.model.config, trainer.args)
+    if trainer.args.torch_compile:
+        # The number of targets differs between batches: without this, the vocabulary head would split the graph.
+        torch._dynamo.config.capture_dynamic_output_shape_ops = True
     if trainer.args.world_size > 1 and not trainer.is_sharded:
         choose_search_for_unused_parameters(trainer)
     if hasattr(trainer.lr_scheduler, "step"):

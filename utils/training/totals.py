@@ -7,8 +7,9 @@ import torch
 from accelerate import Accelerator
 from transformers.trainer_callback import ExportableState, TrainerCallback, TrainerState
 
-from utils.training.dataloaders import EMPTY
+from utils.training.dataloaders import FILLERS
 from utils.training.evaluation import count_tokens, named_losses
+from utils.training.utilization import ModelFlops
 
 
 class TrainingTotals(TrainerCallback, ExportableState):
@@ -23,6 +24,8 @@ class TrainingTotals(TrainerCallback, ExportableState):
             before they were counted: then they are not known.
         tokens: tokens that the model read, without padding.
         seconds: time spent training, without evaluation and saving.
+        balance: the loss that balances a mixture of experts, summed over the targets of the first loss; None if the
+            model has none.
     """
 
     def __init__(
@@ -32,12 +35,14 @@ class TrainingTotals(TrainerCallback, ExportableState):
         samples: int | None = None,
         tokens: int = 0,
         seconds: float = 0.0,
+        balance: float | None = None,
     ):
         self.nll = list(nll)
         self.targets = list(targets)
         self.samples = samples
         self.tokens = tokens
         self.seconds = seconds
+        self.balance = balance
 
     @classmethod
     def zeros(cls, num_losses: int) -> "TrainingTotals":
@@ -47,6 +52,12 @@ class TrainingTotals(TrainerCallback, ExportableState):
         """Each loss in nats per target, over what was added after `since`."""
         sums = zip(self.nll, since.nll, self.targets, since.targets, strict=True)
         return [(nll - old_nll) / max(targets - old_targets, 1) for nll, old_nll, targets, old_targets in sums]
+
+    def mean_balance(self, since: "TrainingTotals") -> float | None:
+        """The loss that balances the experts, over what was added after `since`."""
+        if self.balance is None:
+            return None
+        return (self.balance - (since.balance or 0.0)) / max(self.targets[0] - since.targets[0], 1)
 
     def copy(self) -> "TrainingTotals":
         return TrainingTotals(**vars(self))
@@ -74,6 +85,7 @@ class TrainingCounter:
         self.losses = losses
         self.accelerator = accelerator
         self.totals = TrainingTotals.zeros(len(losses))
+        self.flops: ModelFlops | None = None  # to report the utilization of the devices, where that is known
         self.reset()
 
     def reset(self, totals: TrainingTotals | None = None) -> None:
@@ -82,12 +94,13 @@ class TrainingCounter:
         self._at_last_log = self.totals.copy()
         device = self.accelerator.device
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        # Of this process and not yet in the totals: nll and targets of each loss, examples and tokens.
-        self._sums = torch.zeros(2 * len(self.losses) + 2, dtype=dtype, device=device)
+        # Of this process and not yet in the totals: nll and targets of each loss, examples, tokens, and balance.
+        self._sums = torch.zeros(2 * len(self.losses) + 3, dtype=dtype, device=device)
+        self._has_balance = False
         self._clock: float | None = None  # start of the training time not yet in the totals; None while not training
 
     def count(self, micro_batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
-        """Count the targets, examples and tokens of an update, and remove the mark of empty batches.
+        """Count the targets, examples and tokens of an update, and remove the number of fillers.
 
         Returns:
             The targets over all processes, int64 of shape (losses,).
@@ -96,20 +109,23 @@ class TrainingCounter:
             self._clock = time.monotonic()
         labels = self.losses.values()
         targets = torch.stack([sum(batch[name].ne(-100).sum() for batch in micro_batches) for name in labels])
-        self._sums[len(self.losses) : -2] += targets
+        self._sums[len(self.losses) : -3] += targets
         for batch in micro_batches:
-            if batch.pop(EMPTY, None) is None:
-                self._sums[-2] += len(batch["input_ids"])
-                self._sums[-1] += count_tokens(batch)
+            num_examples = len(batch["input_ids"]) - batch.pop(FILLERS, 0)
+            self._sums[-3] += num_examples
+            self._sums[-2] += count_tokens({name: values[:num_examples] for name, values in batch.items()})
         return self.accelerator.reduce(targets, "sum")
 
-    def add_losses(self, nll: torch.Tensor) -> None:
-        """Count the summed losses of a micro-batch, in nats, of shape () or (losses,)."""
+    def add_losses(self, nll: torch.Tensor, balance: torch.Tensor | None = None) -> None:
+        """Count the summed losses of a micro-batch, in nats, of shape () or (losses,), and that of its experts."""
         self._sums[: len(self.losses)] += nll.detach()
+        if balance is not None:
+            self._has_balance = True
+            self._sums[-1] += balance.detach()
 
     def update(self) -> None:
         """Bring `totals` up to date. All processes call this together."""
-        *sums, samples, tokens = self.accelerator.reduce(self._sums, "sum").tolist()
+        *sums, samples, tokens, balance = self.accelerator.reduce(self._sums, "sum").tolist()
         self._sums = torch.zeros_like(self._sums)
         for loss in range(len(self.losses)):
             self.totals.nll[loss] += sums[loss]
@@ -117,6 +133,8 @@ class TrainingCounter:
         if self.totals.samples is not None:
             self.totals.samples += round(samples)
         self.totals.tokens += round(tokens)
+        if self._has_balance:
+            self.totals.balance = (self.totals.balance or 0.0) + balance
         if self._clock is not None:
             now = time.monotonic()
             self.totals.seconds += now - self._clock
@@ -134,12 +152,15 @@ class TrainingCounter:
         totals, since = self.totals, self._at_last_log
         self._at_last_log = totals.copy()
         means = totals.means(since)
-        logs = {"loss": sum(means)}
+        logs = {"loss": sum(means)} | _named_balance("aux_loss", totals.mean_balance(since))
         if grad_norm is not None:
             logs["grad_norm"] = float(grad_norm)
         logs["learning_rate"] = learning_rate
         logs |= named_losses("train_{}_loss", list(self.losses), means)
-        logs["tokens_per_second"] = round((totals.tokens - since.tokens) / (totals.seconds - since.seconds), 1)
+        tokens, seconds = totals.tokens - since.tokens, totals.seconds - since.seconds
+        logs["tokens_per_second"] = round(tokens / seconds, 1)
+        if self.flops is not None:
+            logs["mfu"] = round(self.flops.utilization(tokens, totals.targets[0] - since.targets[0], seconds), 4)
         steps_left = state.max_steps - state.global_step
         logs["eta_seconds"] = round(totals.seconds / state.global_step * steps_left, 1)
         return logs
@@ -148,8 +169,10 @@ class TrainingCounter:
         """The figures of the whole run. All processes call this together."""
         self.update()
         totals = self.totals
-        means = totals.means(TrainingTotals.zeros(len(self.losses)))
+        start = TrainingTotals.zeros(len(self.losses))
+        means = totals.means(start)
         metrics = {"train_loss": sum(means)} | named_losses("train_{}_loss", list(self.losses), means)
+        metrics |= _named_balance("train_aux_loss", totals.mean_balance(start))
         logged = [log["loss"] for log in state.log_history if "loss" in log]
         if logged:
             metrics["final_train_loss"] = logged[-1]
@@ -157,8 +180,15 @@ class TrainingCounter:
             metrics["train_samples"] = totals.samples
         metrics["train_tokens"] = totals.tokens
         metrics["train_runtime"] = round(totals.seconds, 3)
-        metrics["train_tokens_per_second"] = round(totals.tokens / max(totals.seconds, 1e-9), 1)
+        seconds = max(totals.seconds, 1e-9)
+        metrics["train_tokens_per_second"] = round(totals.tokens / seconds, 1)
+        if self.flops is not None:
+            metrics["train_mfu"] = round(self.flops.utilization(totals.tokens, totals.targets[0], seconds), 4)
         if state.best_global_step:
             metrics["best_step"] = state.best_global_step
         metrics["epoch"] = state.epoch
         return metrics
+
+
+def _named_balance(name: str, balance: float | None) -> dict[str, float]:
+    return {} if balance is None else {name: balance}

@@ -1,5 +1,6 @@
 """LMTrainer: what is computed in a run: exact losses, exact evaluation, exact throughput."""
 
+import logging
 import sys
 import time
 
@@ -27,11 +28,16 @@ from utils.training.fsdp import (
 )
 from utils.training.log_callbacks import LogLines, ProgressBar
 from utils.training.optimizers import lamb
+from utils.training.out_of_memory import out_of_memory_explained
 from utils.training.output_dir import write_run_args
 from utils.training.preparation import check_sharding_flags
 from utils.training.signals import StopRequested
 from utils.training.totals import TrainingCounter
 from utils.training.training_loop import TrainingLoop
+from utils.training.utilization import model_flops
+
+
+logger = logging.getLogger(__name__)
 
 
 class LMTrainer(TrainingLoop):
@@ -86,8 +92,10 @@ class LMTrainer(TrainingLoop):
         self.target_name = target_name
         self.model_accepts_loss_kwargs = True  # the loss is divided by the number of targets, in compute_loss
         self.counter = TrainingCounter(self.losses, self.accelerator)
+        self.counter.flops = model_flops(model, self.train_dataset.block_size, args) if args.do_train else None
         self.checkpoint_uploads = CheckpointUploads()
         self._weight_names = weight_names(model)
+        self._evaluations: dict[int, dict[str, float]] = {}  # of the training, by step
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         self.add_callback(self.counter.totals)
@@ -132,6 +140,7 @@ class LMTrainer(TrainingLoop):
             pin_memory=pin_memory,
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
+            fixed_size=self.batch_size if args.torch_compile else None,
         )
 
     @staticmethod
@@ -143,13 +152,14 @@ class LMTrainer(TrainingLoop):
         """The summed loss of this micro-batch, divided by the number of targets of the whole update.
 
         If the model returns several losses, each is divided by the number of its own targets, and they are added up.
-        Gradients are averaged over the processes, so the loss is multiplied by their number.
+        Gradients are averaged over the processes, hence the factor. The mean loss that balances experts is added.
         """
         outputs = model(**inputs)
         if isinstance(outputs, ModelOutput):
             raise ValueError("LMTrainer needs a model that returns summed losses: call use_summed_loss(model, ...)")
-        self.counter.add_losses(outputs["loss"])
-        loss = (outputs["loss"] * (self.accelerator.num_processes / num_items_in_batch.clamp(min=1))).sum()
+        self.counter.add_losses(outputs["loss"], outputs.get("aux_loss"))
+        scale = self.accelerator.num_processes / num_items_in_batch.clamp(min=1)
+        loss = (outputs["loss"] * scale).sum() + outputs.get("aux_loss", 0.0) * scale[0]
         return (loss, outputs) if return_outputs else loss
 
     # Evaluation
@@ -161,7 +171,7 @@ class LMTrainer(TrainingLoop):
         ignore_keys=None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Evaluate exactly.
+        """Evaluate exactly; or, after a training that has evaluated its final weights, return these figures.
 
         Args:
             eval_dataset: examples, several sets of them by name, or the name of one of the sets that the trainer has.
@@ -179,6 +189,12 @@ class LMTrainer(TrainingLoop):
             evaluated, if `--load_best_model_at_end` loaded them; `epoch` is that of the last step.
         """
         self.counter.pause()
+        step = self.state.global_step if self.best_state is None else self.best_state.global_step
+        is_of_all = eval_dataset is None and metric_key_prefix == "eval"
+        if is_of_all and not self.is_in_train and step in self._evaluations:  # once: the model may change after that
+            logger.info("evaluation: the figures are those of step %s, evaluated during the training", f"{step:,}")
+            metrics, self._evaluations = self._evaluations[step], {}
+            return metrics | self._position()
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(dataset, str):
             dataset = {dataset: self.eval_dataset[dataset]}
@@ -188,18 +204,21 @@ class LMTrainer(TrainingLoop):
             metrics |= self._evaluate_set(examples, metric_key_prefix + name)
         if metric_key_prefix == "eval":
             metrics |= without_prefix(metrics, list(self.losses))
-        if self.best_state is not None:
-            metrics["best_step"] = self.best_state.global_step
-        if self.state.epoch is not None:
-            metrics["epoch"] = self.state.epoch
+        metrics |= self._position()
+        if is_of_all and self.is_in_train:
+            self._evaluations[step] = dict(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _position(self) -> dict[str, float]:
+        """The step of the best weights, if they are evaluated, and the epoch of the last step."""
+        position = {} if self.best_state is None else {"best_step": self.best_state.global_step}
+        return position if self.state.epoch is None else position | {"epoch": self.state.epoch}
+
     def _evaluate_set(self, dataset: Examples, prefix: str) -> dict[str, float]:
         """Evaluate on one set of examples, and log its metrics."""
-        model = self.model.to(self.args.device) if not self.is_sharded else self._sharded_model()
-        start = time.monotonic()
-        with no_worker_left_behind():
+        model, start = self.model_to_evaluate(), time.monotonic()
+        with no_worker_left_behind(), out_of_memory_explained(self.args, is_training=False):
             sums = score_dataset(
                 model,
                 dataset,
@@ -229,7 +248,10 @@ class LMTrainer(TrainingLoop):
         self.log(dict(metrics))  # a copy: `log` adds the epoch
         self.state.global_step, self.state.epoch = last
 
-    def _sharded_model(self) -> torch.nn.Module:
+    def model_to_evaluate(self) -> torch.nn.Module:
+        """The model on its device, in its wrapper if it is sharded."""
+        if not self.is_sharded:
+            return self.model.to(self.args.device)
         if self.is_prepared:
             return self.model_wrapped
         return prepare_for_evaluation(self.accelerator, self.model)

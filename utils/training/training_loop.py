@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from accelerate.utils import find_executable_batch_size, send_to_device
+from accelerate.utils import send_to_device
 from torch import nn
 from transformers.debug_utils import DebugUnderflowOverflow
 from transformers.trainer_callback import TrainerState
@@ -29,7 +29,9 @@ from utils.training.dataloaders import TrainingLoader, no_worker_left_behind
 from utils.training.divergence import DivergenceWatch
 from utils.training.endings import stopped_early
 from utils.training.evaluation import value_to_compare
-from utils.training.preparation import add_embedding_noise, prepare_run, start_output
+from utils.training.out_of_memory import out_of_memory_explained, train_with_batches_that_fit
+from utils.training.precision import weights_cast_once
+from utils.training.preparation import add_embedding_noise, prepare_run, start_output, training_length
 from utils.training.resumption import check_same_run, run_metadata
 from utils.training.signals import StopRequested, StopRequests, reason_and_exit_code
 
@@ -80,11 +82,10 @@ class TrainingLoop(CompatTrainer):
         noise = add_embedding_noise(self.model, args.neftune_noise_alpha) if args.neftune_noise_alpha else None
         checkpoint = None if resume_from_checkpoint is None else Path(resume_from_checkpoint)
         self.is_in_train = True
-        with self.stop_requests, no_worker_left_behind():
+        with self.stop_requests, no_worker_left_behind(), out_of_memory_explained(args, is_training=True):
             try:
                 if args.auto_find_batch_size:
-                    train = find_executable_batch_size(self._train, starting_batch_size=args.train_batch_size)
-                    return train(checkpoint)
+                    return train_with_batches_that_fit(self._train, args, checkpoint)
                 return self._train(args.train_batch_size, checkpoint)
             except StopRequested:  # in an evaluation before the first update
                 raise self._stopped(self.stop_requests.agreed()) from None
@@ -109,10 +110,7 @@ class TrainingLoop(CompatTrainer):
             check_same_run(checkpoint, run_metadata(self), self.model.config)
             self.train_dataset.load_state(checkpoint)
         dataloader = self.get_train_dataloader()
-        updates_per_epoch = math.ceil(len(dataloader) / args.gradient_accumulation_steps)
-        max_steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * updates_per_epoch)
-        num_epochs = math.ceil(max_steps / updates_per_epoch)
-
+        updates_per_epoch, max_steps, num_epochs = training_length(args, len(dataloader))
         model = prepare_run(self, dataloader, max_steps, num_epochs, checkpoint)
         evaluation_is_due = checkpoint is not None and read_metadata(checkpoint).get("evaluation_is_due", False)
         self.is_already_complete = not start_output(self, max_steps, evaluation_is_due)
@@ -154,8 +152,8 @@ class TrainingLoop(CompatTrainer):
         stop, grad_norm, learning_rate = 0, None, 0.0
         for start in range(first_batch, num_batches, accumulation):
             end = min(start + accumulation, num_batches)
-            micro_batches = self._next_batches(batches, end - start)
-            grad_norm, learning_rate = self._update(model, micro_batches, epoch + end / num_batches)
+            micro_batches = self.next_batches(batches, end - start)
+            grad_norm, learning_rate = self.update(model, micro_batches, epoch + end / num_batches)
             stop = self.watch.end_update(self.state.global_step, grad_norm, learning_rate)
             self._log_evaluate_save(grad_norm, learning_rate)
             if stop and end < num_batches:  # after the last update of an epoch, what is due at its end comes first
@@ -167,7 +165,7 @@ class TrainingLoop(CompatTrainer):
         if stop:
             raise self._save_and_stop(stop)
 
-    def _next_batches(self, batches: Iterator, num_batches: int) -> list[dict[str, torch.Tensor]]:
+    def next_batches(self, batches: Iterator, num_batches: int) -> list[dict[str, torch.Tensor]]:
         """The micro-batches of an update, on the device.
 
         Raises:
@@ -185,7 +183,7 @@ class TrainingLoop(CompatTrainer):
         # Moved before targets are counted, which would otherwise wait for the GPU.
         return [send_to_device(batch, device, non_blocking=device.type == "cuda") for batch in micro_batches]
 
-    def _update(
+    def update(
         self, model: nn.Module, micro_batches: list[dict[str, torch.Tensor]], epoch: float
     ) -> tuple[torch.Tensor | float | None, float]:
         """One update of the weights: forward and backward of each micro-batch, clipping, optimizer, scheduler.
@@ -199,16 +197,17 @@ class TrainingLoop(CompatTrainer):
         args, accelerator, handler = self.args, self.accelerator, self.callback_handler
         num_targets = self.counter.count(micro_batches)
         self.control = handler.on_step_begin(args, self.state, self.control)
-        for number, batch in enumerate(micro_batches, start=1):
-            is_last = number == len(micro_batches)
-            accelerator.sync_gradients = is_last
-            waits = not is_last and not self.is_deepspeed_enabled
-            with accelerator.no_sync(model) if waits else contextlib.nullcontext():
-                loss = self.training_step(model, batch, num_targets)
-            self.watch.add(loss)
-            self.current_flos += float(self.floating_point_ops(batch))
-            if not is_last:
-                self.control = handler.on_substep_end(args, self.state, self.control)
+        with weights_cast_once(args):
+            for number, batch in enumerate(micro_batches, start=1):
+                is_last = number == len(micro_batches)
+                accelerator.sync_gradients = is_last
+                waits = not is_last and not self.is_deepspeed_enabled
+                with accelerator.no_sync(model) if waits else contextlib.nullcontext():
+                    loss = self.training_step(model, batch, num_targets)
+                self.watch.add(loss)
+                self.current_flos += float(self.floating_point_ops(batch))
+                if not is_last:
+                    self.control = handler.on_substep_end(args, self.state, self.control)
 
         grad_norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm or math.inf)
         if self.is_deepspeed_enabled:  # it clips in its own step

@@ -40,7 +40,7 @@ def test_loss_is_the_same_without_a_mask(model_type):
 
 def test_sliding_window_keeps_its_mask():
     config = AutoConfig.for_model(
-        "mistral", num_hidden_layers=1, hidden_size=16, num_attention_heads=2, sliding_window=4
+        "mistral", num_hidden_layers=1, hidden_size=16, num_attention_heads=2, num_key_value_heads=2, sliding_window=4
     )
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     use_maskless_attention(model)
@@ -52,3 +52,29 @@ def test_saved_config_does_not_name_it(tmp_path):
     use_maskless_attention(model)
     model.save_pretrained(tmp_path)
     assert "sdpa_causal" not in (tmp_path / "config.json").read_text()
+
+
+def test_model_that_would_see_the_future_gets_eager_attention():
+    """Doge has a mask of its own, which replaces the causal one in transformers' SDPA attention."""
+    sizes = {key: value for key, value in SIZES.items() if key not in ("sliding_window", "pad_token_id", "head_dim")}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("doge", **sizes), attn_implementation="sdpa").eval()
+    use_summed_loss(model, shift=True)
+    use_maskless_attention(model)
+    input_ids = torch.randint(0, 300, (2, 17))
+    changed = input_ids.clone()
+    changed[:, 9] += 1
+    changed %= 300
+    with torch.no_grad():
+        logits, others = model(input_ids=input_ids).logits, model(input_ids=changed).logits
+    torch.testing.assert_close(logits[:, :9], others[:, :9])
+    assert not torch.allclose(logits[:, 9:], others[:, 9:])
+
+
+@pytest.mark.parametrize("model_type", ["apertus", "gemma2", "bloom"])
+def test_causal_models_keep_sdpa(model_type):
+    sizes = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes, vocab_size=30))
+    before = model.config._attn_implementation
+    use_maskless_attention(model)
+    assert model.config._attn_implementation == before

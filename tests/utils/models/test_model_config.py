@@ -37,6 +37,12 @@ def test_overrides_that_make_an_invalid_model(overrides):
         load(model_type="gpt2", config_overrides=overrides)
 
 
+def test_model_that_reads_its_tensors_while_it_is_built():
+    """Apertus cannot be built on the meta device, where sizes are checked."""
+    sizes = "num_hidden_layers=1,hidden_size=16,intermediate_size=16,num_attention_heads=2,num_key_value_heads=2"
+    assert load(model_type="apertus", config_overrides=sizes).num_hidden_layers == 1
+
+
 @pytest.mark.parametrize(("model_type", "config_class"), [("gpt2", GPT2Config), ("llama", LlamaConfig)])
 def test_model_type_gives_its_default_configuration(model_type, config_class):
     assert load(model_type=model_type).to_dict() == config_class().to_dict()

@@ -8,7 +8,7 @@ import torch
 
 from utils.examples.base import Examples
 from utils.training.batch_sampler import EpochBatches, epoch_order
-from utils.training.dataloaders import EMPTY, TrainingLoader
+from utils.training.dataloaders import FILLERS, TrainingLoader
 
 
 class Numbers(Examples):
@@ -92,10 +92,10 @@ def test_neighbours_have_similar_lengths():
 def test_a_process_without_examples_gets_an_empty_batch(workers):
     batches = [list(make_loader(5, 2, 4, process, num_workers=workers)) for process in range(4)]
     assert [len(part) for part in batches] == [1] * 4
-    examples = [batch["input_ids"].tolist() for part in batches for batch in part if EMPTY not in batch]
+    examples = [batch["input_ids"].tolist() for part in batches for batch in part if FILLERS not in batch]
     assert sorted(sum(examples, [])) == list(range(5))
     batches = [list(make_loader(2, 1, 4, process, num_workers=workers))[0] for process in range(4)]
-    empty = [batch for batch in batches if EMPTY in batch]
+    empty = [batch for batch in batches if FILLERS in batch]
     assert len(empty) == 2
     for batch in empty:
         assert batch["labels"].tolist() == batch["labels_2"].tolist() == [-100]
