@@ -28,9 +28,11 @@ from utils.text.columns import read_texts
 from utils.text.document_stream import ROWS_PER_READ, DocumentStream
 from utils.text.row import Row
 from utils.text.segmentation import Segmenter
-from utils.tokens.encoder import Encoded, Encoder, map_in_threads, require_word_boundaries
+from utils.tokens.encoder import Encoded, Encoder
 from utils.tokens.store_writer import StoreWriter
+from utils.tokens.threads import map_in_threads
 from utils.tokens.token_stream import TokenStream, num_threads
+from utils.tokens.word_starts import require_word_boundaries
 
 
 logger = logging.getLogger(__name__)

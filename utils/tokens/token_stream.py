@@ -12,7 +12,8 @@ from utils.environment import local_world_size
 from utils.errors import UsageError
 from utils.text.columns import read_texts
 from utils.text.document_stream import DocumentStream
-from utils.tokens.encoder import Encoded, Encoder, map_in_threads
+from utils.tokens.encoder import Encoded, Encoder
+from utils.tokens.threads import map_in_threads
 
 
 CHARACTERS_PER_TASK = 200_000  # they keep a thread busy for 20 ms

@@ -7,7 +7,8 @@ import pytest
 from conftest import make_lines
 
 from utils.text.segmentation import Segmenter
-from utils.tokens.encoder import Encoder, map_in_threads
+from utils.tokens.encoder import Encoder
+from utils.tokens.threads import map_in_threads
 
 
 def test_results_keep_their_order_and_little_is_read_ahead():

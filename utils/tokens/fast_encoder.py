@@ -1,0 +1,114 @@
+"""Libraries that encode 20 to 200 times as fast as `tokenizers`, used only where they give the same ids.
+
+fastokens encodes BPE, byte-level or with byte fallback; splintr encodes WordPiece and Unigram. Both return one flat
+buffer of ids and release the GIL. See docs/tokenizers.md for those that were measured and not chosen.
+"""
+
+import functools
+import itertools
+import json
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import numpy as np
+from tokenizers import Tokenizer, normalizers
+
+from utils.tokens.word_starts import is_newline_split
+
+
+@dataclass(frozen=True)
+class FastEncoder:
+    """A library's encoder for one tokenizer.
+
+    Attributes:
+        name: the library and its version.
+        encode: texts -> their ids without special tokens around them, uint32 of shape (tokens,), and the number of
+            tokens of each text, int64 of shape (texts,). Special tokens within a text are recognized.
+    """
+
+    name: str
+    encode: Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
+
+
+class Unsupported(Exception):
+    """No fast encoder can be used. The message says why."""
+
+
+def load_fast_encoder(tokenizer: Tokenizer) -> FastEncoder:
+    """The fast encoder for a tokenizer. Whether its ids are right is for the caller to check.
+
+    Raises:
+        Unsupported: the library is missing or does not know this kind of tokenizer.
+    """
+    if tokenizer.encode_special_tokens:
+        raise Unsupported("the tokenizer splits special tokens within a text")
+    definition = json.loads(tokenizer.to_str()) | {"post_processor": None, "truncation": None, "padding": None}
+    kind = definition["model"]["type"]
+    if kind == "BPE":
+        load, library = _load_fastokens, "fastokens"
+    elif kind in ("WordPiece", "Unigram"):
+        load, library = _load_splintr, "splintr-rs"
+    else:
+        raise Unsupported(f"there is none for {kind}")
+    if kind == "Unigram":
+        _drop_newline_split(definition)
+        _spell_out_accents(definition)
+    if definition["model"].get("dropout"):
+        raise Unsupported("its ids are random (BPE dropout)")
+    try:
+        encode_batch = load(json.dumps(definition))
+    except ImportError as error:
+        raise Unsupported(f"{library} is not installed") from error
+    except (ValueError, RuntimeError) as error:
+        raise Unsupported(f"{library} does not support this tokenizer: {error}") from error
+
+    def encode(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        ids, offsets = encode_batch(texts)
+        return np.frombuffer(ids, np.uint32), np.diff(np.frombuffer(offsets, np.uint64).astype(np.int64))
+
+    return FastEncoder(f"{library} {version(library)}", encode)
+
+
+def _load_fastokens(definition: str) -> Callable[[list[str]], tuple[bytes, bytes]]:
+    import fastokens
+
+    return fastokens.Tokenizer.from_json_str(definition).encode_batch_flat
+
+
+def _load_splintr(definition: str) -> Callable[[list[str]], tuple[bytes, bytes]]:
+    import splintr
+
+    return splintr.from_json_bytes(definition.encode()).encode_batch_flat
+
+
+def _drop_newline_split(definition: dict) -> None:
+    """Leave out a pre-tokenizer that isolates newlines, if the only piece with a newline is the newline itself.
+
+    Unigram then isolates them anyway. splintr would prepend a space to each.
+    """
+    steps = (definition["pre_tokenizer"] or {}).get("pretokenizers", [])
+    pieces_with_newline = [piece for piece, _ in definition["model"]["vocab"] if "\n" in piece]
+    if len(steps) > 1 and is_newline_split(steps[0]) and pieces_with_newline == ["\n"]:
+        steps.pop(0)
+
+
+def _spell_out_accents(definition: dict) -> None:
+    """Let splintr remove the same accents as `tokenizers`, which removes spacing marks too, of an older Unicode."""
+    normalizer = definition["normalizer"] or {}
+    steps = normalizer.get("normalizers", [normalizer])
+    for step in steps:
+        if step.get("type") == "StripAccents":
+            step |= {"type": "Replace", "pattern": {"Regex": f"[{_accents()}]"}, "content": ""}
+
+
+@functools.cache
+def _accents() -> str:
+    """The characters that `tokenizers` strips as accents, as ranges of a regular expression."""
+    strip = normalizers.StripAccents().normalize_str
+    planes = itertools.chain(range(0x300, 0x20000), range(0xE0000, 0xE0200))  # the blocks that have marks
+    marks = [point for point in planes if unicodedata.category(chr(point))[0] == "M" and not strip(chr(point))]
+    breaks = [i for i in range(1, len(marks)) if marks[i] != marks[i - 1] + 1]
+    ranges = zip([0, *breaks], [*breaks, len(marks)], strict=True)
+    return "".join(f"\\x{{{marks[start]:x}}}-\\x{{{marks[end - 1]:x}}}" for start, end in ranges)
