@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from utils.fingerprint import fingerprint
 from utils.text.segmentation import Segmenter
 from utils.tokens.fast_encoder import FastEncoder, Unsupported, load_fast_encoder
-from utils.tokens.hard_texts import hard_texts
+from utils.tokens.exactness import hard_texts
 from utils.tokens.token_bytes import TokenByteCounter
 from utils.tokens.word_starts import word_pieces, word_starts
 
@@ -24,7 +24,7 @@ class Encoded:
     Attributes:
         tokens: uint16 or uint32, shape (tokens,), the ids of all documents, concatenated.
         lengths: int64, shape (documents,), the number of tokens in each document.
-        num_bytes: UTF-8 bytes of all documents.
+        document_bytes: int64, shape (documents,), the UTF-8 bytes of each document.
         token_bytes: int64, shape (tokens,), the UTF-8 bytes that each token stands for; None if not requested.
         word_starts: uint8, shape (tokens,), 1 where a token starts a word; None if not requested.
         trailing_bytes: UTF-8 bytes of the documents after the last token. They have no token of their own.
@@ -33,11 +33,14 @@ class Encoded:
 
     tokens: np.ndarray
     lengths: np.ndarray
-    num_bytes: int
+    document_bytes: np.ndarray
     token_bytes: np.ndarray | None
     word_starts: np.ndarray | None
     trailing_bytes: int
     segment_lengths: np.ndarray | None = None
+
+
+LONGEST_COMPARED = 1_000_000  # characters; of a longer text, as many are compared
 
 
 class EncodersDiffer(Exception):
@@ -121,7 +124,7 @@ class Encoder:
         token_ends = np.cumsum([0, *encoded.lengths])
         encoded.segment_lengths = encoded.lengths[encoded.lengths > 0]
         encoded.lengths = np.diff(token_ends[ends])
-        encoded.num_bytes = sum(len(text.encode()) for text in batch)
+        encoded.document_bytes = _utf8_sizes(batch)
         return encoded
 
     @property
@@ -152,7 +155,7 @@ class Encoder:
             self.use_tokenizers(f"{self.fast.name} gives other ids for {difference.text[:40]!r}")
 
     def _encode(self, batch: list[str], checked: Iterable[int]) -> Encoded:
-        sizes = np.array([len(text.encode()) for text in batch], dtype=np.int64)
+        sizes = _utf8_sizes(batch)
         fast = self.fast  # another thread may give it up at any time
         encoded = (
             self._encode_exactly(batch, sizes) if fast is None else self._encode_fast(fast, batch, sizes, checked)
@@ -176,7 +179,7 @@ class Encoder:
         return Encoded(
             tokens=np.concatenate(documents),
             lengths=np.array([len(ids) for ids in documents[1:]], dtype=np.int64),
-            num_bytes=int(sizes.sum()),
+            document_bytes=sizes,
             token_bytes=None if self.count_bytes is None else np.concatenate(token_bytes),
             word_starts=np.concatenate(starts) if self.with_word_starts else None,
             trailing_bytes=0,
@@ -204,7 +207,7 @@ class Encoder:
         encoded = Encoded(
             tokens=framed,
             lengths=lengths,
-            num_bytes=int(sizes.sum()),
+            document_bytes=sizes,
             token_bytes=None if token_bytes is None else _spread(token_bytes, is_content, 0),
             word_starts=None if starts is None else _spread(starts, is_content, 1),
             trailing_bytes=0,
@@ -218,6 +221,9 @@ class Encoder:
         """Compare documents with the output of `tokenizers`, and take from it what is uncertain."""
         ends = np.cumsum(encoded.lengths)
         for i in sorted(checked | set(np.flatnonzero(uncertain).tolist())):
+            if len(batch[i]) > LONGEST_COMPARED and not uncertain[i]:
+                self._encode([batch[i][:LONGEST_COMPARED]], checked=[0])
+                continue
             exact = self._encode_exactly([batch[i]], sizes[i : i + 1])
             span = slice(ends[i] - encoded.lengths[i], ends[i])
             is_equal = np.array_equal(encoded.tokens[span], exact.tokens)
@@ -245,6 +251,10 @@ class Encoder:
             encoded.token_bytes = np.insert(encoded.token_bytes[is_kept], ends[lacks], 0)
         if encoded.word_starts is not None:
             encoded.word_starts = np.insert(encoded.word_starts[is_kept], ends[lacks], 1)
+
+
+def _utf8_sizes(texts: list[str]) -> np.ndarray:
+    return np.array([len(text) if text.isascii() else len(text.encode()) for text in texts], dtype=np.int64)
 
 
 def _pass_on_bytes(encoded: Encoded, sizes: np.ndarray) -> None:

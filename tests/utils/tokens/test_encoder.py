@@ -68,4 +68,4 @@ def test_documents_without_segments(use_fast, tokenizer, monkeypatch):
     encoded = Encoder(tokenizer, False, False, False, False, Segmenter("line"))(["", "\n \n"])
     assert encoded.tokens.tolist() == encoded.segment_lengths.tolist() == []
     assert encoded.lengths.tolist() == [0, 0]
-    assert encoded.num_bytes == 3
+    assert encoded.document_bytes.tolist() == [0, 3]

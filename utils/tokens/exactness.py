@@ -1,7 +1,15 @@
-"""Texts on which encoders that should be equal differ most easily."""
+"""On which texts a fast encoder is compared with `tokenizers`: hard ones, the first of a corpus, and a sample."""
 
+import json
+import os
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+
+FIRST_CHARACTERS = 100_000  # the first documents are compared until they have as many
+ONE_IN = 128  # documents compared after that
+GOLDEN_RATIO = 0x9E3779B97F4A7C15  # times a number, modulo 2**64: evenly distributed, and like no pattern in a text
 
 
 SCRIPTS = [
@@ -76,3 +84,36 @@ def hard_texts(special_tokens: Iterable[str]) -> list[str]:
             f" {token} ",
         ]
     return texts
+
+
+def documents_to_compare(texts: Sequence[str], seed: int, first_number: int, is_first: bool) -> list[int]:
+    """Indices of the documents on which the encoders are compared: one in `ONE_IN`.
+
+    Args:
+        texts: consecutive documents.
+        seed, first_number: number of their part of the corpus, and of the first of them within the part.
+        is_first: they are the first ones of the corpus, which are compared up to `FIRST_CHARACTERS`.
+    """
+    chosen = {i for i in range(len(texts)) if (seed + first_number + i) * GOLDEN_RATIO % 2**64 < 2**64 // ONE_IN}
+    num_characters = 0
+    for i, text in enumerate(texts if is_first else ()):
+        chosen.add(i)
+        num_characters += len(text)
+        if num_characters > FIRST_CHARACTERS:
+            break
+    return sorted(chosen)
+
+
+def read_refusal(file: Path, encoder: str) -> str | None:
+    """Why this version of an encoder was refused for the corpus earlier; None if it was not."""
+    if not file.exists():
+        return None
+    refusal = json.loads(file.read_text())
+    return refusal["reason"] if refusal["encoder"] == encoder else None
+
+
+def write_refusal(file: Path, encoder: str, reason: str) -> None:
+    """Tell the other processes, and later runs, that the encoder is wrong for this corpus."""
+    unfinished = file.with_name(f"{file.name}.{os.getpid()}")
+    unfinished.write_text(json.dumps({"encoder": encoder, "reason": reason}))
+    unfinished.rename(file)
