@@ -28,7 +28,8 @@ from utils.config.data_arguments import DataArguments
 from utils.config.training_arguments import LMTrainingArguments
 from utils.examples.packed import PackedBlocks
 from utils.text.corpus import load_corpus
-from utils.tokens.token_store import TokenStore, tokenize_documents
+from utils.tokens.token_store import TokenStore
+from utils.tokens.tokenization import tokenize_documents
 from utils.tokens.tokenizer_training import train_tokenizer
 
 

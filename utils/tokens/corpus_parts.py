@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datasets import Dataset
 
 from utils.text.document_stream import ROWS_PER_READ, DocumentStream
+from utils.text.row import Row
 
 
 PART_BYTES = 64 << 20  # of a dataset's Arrow tables; part of what a cache key means
@@ -23,7 +24,7 @@ class Part:
 
     name: str
     identity: dict
-    read: Callable[[], Iterator[list[dict]]]
+    read: Callable[[], Iterator[list[Row]]]
 
 
 def divide(documents: Dataset | DocumentStream, in_one: bool) -> list[Part]:
@@ -32,13 +33,14 @@ def divide(documents: Dataset | DocumentStream, in_one: bool) -> list[Part]:
         return [Part("the corpus", {"documents": documents._fingerprint}, lambda: read_rows(documents))]
     bytes_per_row = max(documents.data.nbytes // max(len(documents.data), 1), 1)
     num_rows = max(PART_BYTES // bytes_per_row, 1)
-    return [_rows_of(documents, start, min(start + num_rows, len(documents))) for start in range(0, len(documents), num_rows)]
+    starts = range(0, len(documents), num_rows)
+    return [_rows_of(documents, start, min(start + num_rows, len(documents))) for start in starts]
 
 
-def read_rows(documents: Dataset | DocumentStream) -> Iterator[list[dict]]:
+def read_rows(documents: Dataset | DocumentStream) -> Iterator[list[Row]]:
     """The rows in order, in lists of at most `ROWS_PER_READ`."""
     for columns in documents.iter(batch_size=ROWS_PER_READ):
-        yield [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        yield [Row(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _rows_of(documents: Dataset, start: int, end: int) -> Part:

@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from utils.fingerprint import fingerprint
 from utils.text.segmentation import Segmenter
-from utils.tokens.fast_encoder import FastEncoder, Unsupported, load_fast_encoder
 from utils.tokens.exactness import hard_texts
+from utils.tokens.fast_encoder import FastEncoder, Unsupported, load_fast_encoder
 from utils.tokens.token_bytes import TokenByteCounter
 from utils.tokens.word_starts import word_pieces, word_starts
 

@@ -112,6 +112,14 @@ def read_refusal(file: Path, encoder: str) -> str | None:
     return refusal["reason"] if refusal["encoder"] == encoder else None
 
 
+def refusal_reason(encoder: str, source: str, text: str) -> str:
+    """The sentence that tells where an encoder was wrong."""
+    return (
+        f"{encoder} gives other ids than tokenizers for a document of {source} that begins with {text[:60]!r}, so all "
+        "of it is tokenized with tokenizers, which takes longer"
+    )
+
+
 def write_refusal(file: Path, encoder: str, reason: str) -> None:
     """Tell the other processes, and later runs, that the encoder is wrong for this corpus."""
     unfinished = file.with_name(f"{file.name}.{os.getpid()}")

@@ -15,9 +15,11 @@ from torch.distributed import TCPStore
 
 from utils.environment import local_world_size, master_address, master_port, world_size
 from utils.fingerprint import fingerprint
+from utils.text.columns import read_texts
+from utils.text.row import Row
 from utils.tokens.corpus_parts import Part
 from utils.tokens.encoder import Encoded, Encoder, EncodersDiffer
-from utils.tokens.exactness import documents_to_compare, read_refusal, write_refusal
+from utils.tokens.exactness import documents_to_compare, read_refusal, refusal_reason, write_refusal
 from utils.tokens.part_writer import PartWriter
 from utils.tokens.store_files import CorruptFolder, new_folder, read_folder
 from utils.tokens.threads import map_in_threads
@@ -37,7 +39,7 @@ class Build:
     Args:
         folder: the cache, where each part has a folder.
         key: the corpus and all that determines its tokens.
-        part_keys: the parts, by the names of their folders.
+        parts: the parts, in order, by the names of their folders.
         encoder: texts -> ids. Where it turns out to be wrong, it is told to use `tokenizers`.
         document_text: what the model reads of a row; None leaves the row out.
         num_workers: threads that tokenize.
@@ -118,13 +120,10 @@ class Build:
                 self.encoder.use_tokenizers(reason)
 
     def _refuse(self, key: str, difference: EncodersDiffer) -> None:
-        reason = f"{self.encoder.name} gave other ids than tokenizers for a document of {self.parts[key].name}"
+        reason = refusal_reason(self.encoder.name, self.parts[key].name, difference.text)
         write_refusal(self.refusal_file, self.encoder.name, reason)
         self.encoder.use_tokenizers(reason)
-        logger.warning(
-            "%s, which begins with %r; all of the corpus is now tokenized with tokenizers, which takes longer. Please "
-            "report it to the authors of that library", reason, difference.text[:80],
-        )  # fmt: skip
+        logger.warning("%s", reason)
 
     def _tokenize(self, key: str) -> Iterator[int]:
         part = self.parts[key]
@@ -166,7 +165,7 @@ def part_key(key: str, part: Part) -> str:
 
 
 def _tasks(
-    lists: Iterator[list[dict]], document_text: Callable[[dict], str | None]
+    lists: Iterator[list[Row]], document_text: Callable[[dict], str | None]
 ) -> Iterator[tuple[list[str], list[int], int, int]]:
     """Merge lists of rows into batches of more than CHARACTERS_PER_TASK characters; the last one may be shorter.
 
@@ -176,7 +175,7 @@ def _tasks(
     """
     texts, rows, num_rows, num_characters, first_number = [], [], 0, 0, 0
     for some in lists:
-        for text in map(document_text, some):
+        for text in read_texts(some, document_text):
             if text is not None:
                 texts.append(text)
                 rows.append(num_rows)

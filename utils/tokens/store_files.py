@@ -1,4 +1,4 @@
-"""Folders of arrays on disk, such as the parts of a token store: written whole or not at all, and checked when used."""
+"""Folders of arrays on disk, as of a token store: written whole or not at all, and checked when they are used."""
 
 import contextlib
 import functools
@@ -36,9 +36,7 @@ def new_folder(folder: Path, metadata_name: str) -> Iterator[tuple[Path, dict]]:
     except BaseException:
         shutil.rmtree(unfinished)
         raise
-    metadata["files"] = {
-        file.name: [file.stat().st_size, _checksum(file)] for file in sorted(unfinished.iterdir())
-    }
+    metadata["files"] = {file.name: [file.stat().st_size, _checksum(file)] for file in sorted(unfinished.iterdir())}
     metadata["checksum_of_metadata"] = _digest(metadata)
     (unfinished / metadata_name).write_text(json.dumps(metadata, indent=2))
     shutil.rmtree(folder, ignore_errors=True)

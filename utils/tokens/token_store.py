@@ -138,7 +138,7 @@ def write_store(path: Path, parts: list[Path], rows: list[tuple[int, int]] | Non
                     end = int(token_ends[last - 1])
                     (token_ends[first:last] - start + num_tokens).tofile(offsets)
                     if has_segments:
-                        place = slice(*np.searchsorted(segment_ends, [start, end], side="right"))
+                        place = slice(*np.searchsorted(segment_ends, [start, end], side="right").tolist())
                         (segment_ends[place] - start + num_tokens).tofile(segments)
                         num_segments += place.stop - place.start
                     if spans and spans[-1][0] == part and spans[-1][2] == start:
@@ -153,9 +153,13 @@ def write_store(path: Path, parts: list[Path], rows: list[tuple[int, int]] | Non
             (folder / "segment_offsets.bin").unlink()
         tokens = map_spans(spans, "tokens.bin", dtype)
         arrays = tokens.chunks() if isinstance(tokens, Concatenated) else [tokens]
-        arrays += [memory_map(file, "int64") for file in (folder / "offsets.bin", folder / "segment_offsets.bin")
-                   if file.exists()]
+        arrays += [
+            memory_map(file, "int64")
+            for file in (folder / "offsets.bin", folder / "segment_offsets.bin")
+            if file.exists()
+        ]
         metadata |= {
+            "parts": _contents(parts),
             "documents": num_documents,
             "segments": num_segments,
             "tokens": num_tokens,
@@ -164,6 +168,17 @@ def write_store(path: Path, parts: list[Path], rows: list[tuple[int, int]] | Non
             "checksum": checksum(*arrays),
             "spans": [(part.name, start, end) for part, start, end in spans],
         }
+
+
+def is_store_of(path: Path, parts: list[Path]) -> bool:
+    """Whether a store exists and was made of these parts as they are now. Raises CorruptFolder if it is damaged."""
+    metadata = read_folder(path, STORE_METADATA)
+    return metadata is not None and metadata["parts"] == _contents(parts)
+
+
+def _contents(parts: list[Path]) -> list[dict]:
+    """Sizes and checksums of the files of each part."""
+    return [read_folder(part, PART_METADATA)["files"] for part in parts]
 
 
 def _documents_of(

@@ -28,7 +28,7 @@ from utils.errors import UsageError
 from utils.fingerprint import code_fingerprint, fingerprint
 from utils.text.cache import cache_folder
 from utils.text.document_stream import DocumentStream
-from utils.tokens.token_store import iterate_texts
+from utils.tokens.tokenization import iterate_texts
 
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from datasets import Dataset, DatasetDict
 from utils.errors import UsageError
 from utils.text.held_out import MAX_GROUPS, hold_out
 from utils.text.row import Row
-from utils.tokens.token_store import iterate_texts
+from utils.tokens.tokenization import iterate_texts
 
 
 # Columns
