@@ -109,7 +109,7 @@ def map_spans(spans: list[tuple[Path, int, int]], name: str, dtype: str) -> np.n
     return arrays[0] if len(arrays) == 1 else Concatenated(arrays)
 
 
-def write_store(path: Path, parts: list[Path], rows: list[tuple[int, int]] | None = None) -> None:
+def write_store(path: Path, parts: list[Path], rows: Sequence[tuple[int, int]] | None = None) -> None:
     """Make a store of parts, or of some of their rows. No token is copied; the offsets are written anew.
 
     Args:
@@ -182,7 +182,7 @@ def _contents(parts: list[Path]) -> list[dict]:
 
 
 def _documents_of(
-    part: Path, metadata: dict, first_row: int, rows: list[tuple[int, int]] | None
+    part: Path, metadata: dict, first_row: int, rows: Sequence[tuple[int, int]] | None
 ) -> list[tuple[int, int]]:
     """The ranges of a part's documents that are in ranges of rows. `first_row` is the number of its first row."""
     ranges = [(0, metadata["rows"])]

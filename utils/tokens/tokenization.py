@@ -1,12 +1,10 @@
 """Documents to a token store, tokenized once, or to a token stream."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import datasets
 import tokenizers
-from datasets import Dataset
 from filelock import FileLock
 from transformers import PreTrainedTokenizerBase
 
@@ -14,7 +12,8 @@ from utils.config.data_arguments import DataArguments
 from utils.errors import UsageError
 from utils.fingerprint import code_fingerprint, fingerprint
 from utils.progress import progress
-from utils.text.columns import read_texts
+from utils.text.cache import cache_folder
+from utils.text.columns import Documents, read_texts
 from utils.text.document_stream import DocumentStream
 from utils.text.segmentation import Segmenter
 from utils.tokens.corpus_parts import divide, read_rows
@@ -32,7 +31,7 @@ FORMAT_VERSION = 3  # part of the cache key: increase it when the files change f
 
 
 def tokenize_documents(
-    documents: Dataset | DocumentStream,
+    documents: Documents,
     tokenizer: PreTrainedTokenizerBase,
     document_text: Callable[[dict], str | None],
     data_args: DataArguments,
@@ -110,36 +109,27 @@ def tokenize_documents(
         key = fingerprint(key=key, documents=documents._fingerprint)
         return TokenStream(documents, encoder, document_text, num_workers, key, cache / f"{key}.refusal")
 
-    parts = {part_key(key, part): part for part in divide(documents, in_one=with_token_bytes)}
-    store_key = fingerprint(key=key, parts=list(parts))
+    division = divide(documents, in_one=with_token_bytes)
+    parts = {part_key(key, part): part for part in division.parts}
+    store_key = fingerprint(key=key, parts=list(parts), rows=division.rows)
     build = Build(
         cache, store_key, parts, encoder, document_text, num_workers, data_args.overwrite_cache, num_tokens_needed
     )
-    num_documents = None if isinstance(documents, DocumentStream) else len(documents)
-    progress(build.run(), num_documents, f"tokenizing {description}", "documents")
-    store = _open_store(cache / store_key, build)
+    progress(build.run(), division.num_documents, f"tokenizing {description}", "documents")
+    store = _open_store(cache / store_key, build, division.rows)
     _log(description, store, build)
     if len(store.tokens) == 0:
         raise UsageError(f"the {description} corpus is empty: its {store.num_documents:,} documents have no tokens")
     return store
 
 
-def cache_folder(cache_dir: str | None) -> Path:
-    """The folder of token stores and trained tokenizers; created if missing."""
-    folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE).expanduser() / "language_modeling"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def iterate_texts(
-    documents: Dataset | DocumentStream, document_text: Callable[[dict], str | None]
-) -> Iterator[list[str | None]]:
+def iterate_texts(documents: Documents, document_text: Callable[[dict], str | None]) -> Iterator[list[str | None]]:
     """The texts of the documents in order, in lists; None for a row that is left out."""
     for rows in read_rows(documents):
         yield read_texts(rows, document_text)
 
 
-def _open_store(path: Path, build: Build) -> TokenStore:
+def _open_store(path: Path, build: Build, rows: Sequence[tuple[int, int]] | None) -> TokenStore:
     """The store of parts that exist. Written anew if it is missing or damaged, or a part is not what it was."""
     with FileLock(f"{path}.lock"):
         try:
@@ -148,7 +138,7 @@ def _open_store(path: Path, build: Build) -> TokenStore:
             logger.warning("%s; it is written again", damage)
             is_usable = False
         if not is_usable:
-            write_store(path, build.paths)
+            write_store(path, build.paths, rows)
         return TokenStore(path)
 
 

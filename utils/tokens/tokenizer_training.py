@@ -27,7 +27,7 @@ from utils.config.model_arguments import ModelArguments
 from utils.errors import UsageError
 from utils.fingerprint import code_fingerprint, fingerprint
 from utils.text.cache import cache_folder
-from utils.text.document_stream import DocumentStream
+from utils.text.columns import Documents
 from utils.tokens.tokenization import iterate_texts
 
 
@@ -38,7 +38,7 @@ TRAINER_VERSION = 3  # part of the cache key: increase it when the result of tra
 
 def load_or_train_tokenizer(
     model_args: ModelArguments,
-    train_documents: Dataset | DocumentStream,
+    train_documents: Documents,
     document_text: Callable[[dict], str | None],
     needs_mask_token: bool,
     for_pairs: bool,
@@ -60,8 +60,7 @@ def load_or_train_tokenizer(
     path = cache_folder(model_args.cache_dir) / f"{key}.tokenizer"
     with FileLock(f"{path}.lock"):
         if not path.exists():
-            is_stream = isinstance(train_documents, DocumentStream)
-            extent = "all documents of the stream" if is_stream else f"{len(train_documents):,} documents"
+            extent = f"{len(train_documents):,} documents" if isinstance(train_documents, Dataset) else "all documents"
             logger.info("tokenizer: training %s on %s", model_args.train_tokenizer, extent)
             batches = ([text for text in batch if text] for batch in iterate_texts(train_documents, document_text))
             tokenizer = train_tokenizer(
