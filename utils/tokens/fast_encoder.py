@@ -15,7 +15,7 @@ from importlib.metadata import version
 import numpy as np
 from tokenizers import Tokenizer, normalizers
 
-from utils.tokens.word_starts import is_newline_split
+from utils.tokens.word_starts import find_any, is_newline_split
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,21 @@ def load_fast_encoder(tokenizer: Tokenizer) -> FastEncoder:
     except (ValueError, RuntimeError) as error:
         raise Unsupported(f"{library} does not support this tokenizer: {error}") from error
 
+    # splintr looks for added tokens before it normalizes a text, tokenizers also for these afterwards.
+    normalized = [token.content.strip() for token in tokenizer.get_added_tokens_decoder().values() if token.normalized]
+    spells_out = find_any(normalized if library == "splintr-rs" else [])
+
     def encode(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        ids, offsets = encode_batch(texts)
-        return np.frombuffer(ids, np.uint32), np.diff(np.frombuffer(offsets, np.uint64).astype(np.int64))
+        id_buffer, offset_buffer = encode_batch(texts)
+        ids = np.frombuffer(id_buffer, np.uint32)
+        lengths = np.diff(np.frombuffer(offset_buffer, np.uint64).astype(np.int64))
+        exceptions = [i for i, text in enumerate(texts) if spells_out(text)]
+        if exceptions:
+            documents = np.split(ids, np.cumsum(lengths)[:-1])
+            for i in exceptions:
+                documents[i] = np.array(tokenizer.encode(texts[i], add_special_tokens=False).ids, dtype=np.uint32)
+            ids, lengths = np.concatenate(documents), np.array(list(map(len, documents)))
+        return ids, lengths
 
     return FastEncoder(f"{library} {version(library)}", encode)
 

@@ -1,6 +1,7 @@
 """Where the words of a text start among its tokens, for masking whole words."""
 
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,13 +23,13 @@ class WordPieces:
         ends_word: bool, shape (vocabulary,), whether the token after this one starts a word.
         splits_newlines: whether each newline is a word. At the beginning of a text it shares its word with the space
             that the tokenizer prepends, which cannot be seen from the pieces.
-        unknown: the token for unknown text. Where a text spells it out, it is a word, which cannot be seen either.
+        spells_out: whether a text contains the letters of an added token, which may be that token or pieces of a word.
     """
 
     starts_word: np.ndarray
     ends_word: np.ndarray
     splits_newlines: bool = False
-    unknown: str | None = None
+    spells_out: Callable[[str], bool] = lambda text: False
 
     def __call__(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """uint8 of shape (tokens,): 1 where a token starts a word. `lengths` are the tokens of each text."""
@@ -40,7 +41,7 @@ class WordPieces:
     def is_certain(self, text: str) -> bool:
         """Whether the rule holds for this text."""
         starts_with_newline = self.splits_newlines and text.startswith("\n")
-        return not starts_with_newline and (self.unknown is None or self.unknown not in text)
+        return not starts_with_newline and not self.spells_out(text)
 
 
 def word_pieces(tokenizer: Tokenizer) -> WordPieces | None:
@@ -75,15 +76,28 @@ def word_pieces(tokenizer: Tokenizer) -> WordPieces | None:
     splits_whitespace = kinds == ["WhitespaceSplit", "Metaspace"] and metaspace["prepend_scheme"] == "always"
     if not (kinds == ["Metaspace"] or splits_whitespace or (splits_newlines and "\n" in vocab)):
         return None
-    unknown = None
     if model["unk_id"] is not None:
-        unknown = model["vocab"][model["unk_id"]][0]
         starts[model["unk_id"]] = ends[model["unk_id"]] = False
     if splits_newlines:
         starts[vocab["\n"]] = ends[vocab["\n"]] = True
     for token, index in vocab.items():
         starts[index] |= token.startswith(METASPACE)
-    return WordPieces(starts, ends, splits_newlines, unknown)
+    spells_out = find_any(token.content for token in tokenizer.get_added_tokens_decoder().values())
+    return WordPieces(starts, ends, splits_newlines, spells_out)
+
+
+def find_any(tokens: Iterable[str]) -> Callable[[str], bool]:
+    """A function that tells whether a text contains one of these tokens, in letters of either case."""
+    lowered = [token.lower() for token in tokens]
+    first_letters = {letter for token in lowered for letter in (token[0], token[0].upper())}
+
+    def contains(text: str) -> bool:
+        if not any(letter in text for letter in first_letters):
+            return False
+        lowered_text = text.lower()
+        return any(token in lowered_text for token in lowered)
+
+    return contains
 
 
 def word_starts(word_ids: list[int | None], num_tokens: int) -> np.ndarray:

@@ -209,15 +209,6 @@ def test_byte_order_mark_is_no_text(tmp_path, load_documents, suffix, compressio
         assert [text for columns in documents.iter(10) for text in columns["text"]] == texts * 2
 
 
-def test_cache_distinguishes_a_file_with_a_byte_order_mark(tmp_path, load_documents):
-    file = tmp_path / "train.txt"
-    fingerprints = set()
-    for content in (b"a\n", b"\xef\xbb\xbfa\n"):
-        file.write_bytes(content)
-        fingerprints.add(load_documents(train_file=file)["train"]._fingerprint)
-    assert len(fingerprints) == 2
-
-
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
 @pytest.mark.parametrize("suffix", [".txt", ".csv", ".jsonl"])
 def test_utf16_is_refused(tmp_path, load_documents, suffix, encoding):
