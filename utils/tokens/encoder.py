@@ -98,7 +98,7 @@ class Encoder:
             self.encode_batch = functools.partial(encode, add_special_tokens=add_special_tokens)
             serialized = [backend.to_str(), backend.encode_special_tokens]
             if use_fast_encoder:
-                self._load_fast_encoder(backend, add_special_tokens)
+                self._load_fast_encoder(backend, serialized[0], add_special_tokens)
         else:
             self.fast_refusal = "the tokenizer is a slow one, written in Python"
             options = {"add_special_tokens": add_special_tokens, "verbose": False}
@@ -136,7 +136,7 @@ class Encoder:
         """From now on, encode with `tokenizers`."""
         self.fast, self.fast_refusal = None, reason
 
-    def _load_fast_encoder(self, backend: Tokenizer, add_special_tokens: bool) -> None:
+    def _load_fast_encoder(self, backend: Tokenizer, serialized: str, add_special_tokens: bool) -> None:
         """Load the fast encoder and compare it with `tokenizers` on the hard texts."""
         self._word_pieces = word_pieces(backend) if self.with_word_starts else None
         try:
@@ -145,7 +145,7 @@ class Encoder:
             if self.with_word_starts and self._word_pieces is None:
                 raise Unsupported("the words of this tokenizer do not follow from its pieces")
             self._affixes = _template_tokens(backend) if add_special_tokens else ([], [])
-            self.fast, self.fast_refusal = load_fast_encoder(backend), None
+            self.fast, self.fast_refusal = load_fast_encoder(backend, serialized), None
         except Unsupported as reason:
             return self.use_tokenizers(str(reason))
         texts = hard_texts(token.content for token in backend.get_added_tokens_decoder().values())

@@ -18,6 +18,9 @@ from tokenizers import Tokenizer, normalizers
 from utils.tokens.word_starts import find_any, is_newline_split
 
 
+LIBRARIES = {"BPE": "fastokens", "WordPiece": "splintr-rs", "Unigram": "splintr-rs"}
+
+
 @dataclass(frozen=True)
 class FastEncoder:
     """A library's encoder for one tokenizer.
@@ -36,34 +39,30 @@ class Unsupported(Exception):
     """No fast encoder can be used. The message says why."""
 
 
-def load_fast_encoder(tokenizer: Tokenizer) -> FastEncoder:
+def load_fast_encoder(tokenizer: Tokenizer, serialized: str) -> FastEncoder:
     """The fast encoder for a tokenizer. Whether its ids are right is for the caller to check.
+
+    Args:
+        tokenizer: without truncation and padding.
+        serialized: `tokenizer.to_str()`, which takes a while.
 
     Raises:
         Unsupported: the library is missing or does not know this kind of tokenizer.
     """
     if tokenizer.encode_special_tokens:
         raise Unsupported("the tokenizer splits special tokens within a text")
-    definition = json.loads(tokenizer.to_str()) | {"post_processor": None, "truncation": None, "padding": None}
-    kind = definition["model"]["type"]
-    if kind == "BPE":
-        load, library = _load_fastokens, "fastokens"
-    elif kind in ("WordPiece", "Unigram"):
-        load, library = _load_splintr, "splintr-rs"
-    else:
-        raise Unsupported(f"there is none for {kind}")
-    if kind == "Unigram":
-        _drop_newline_split(definition)
-        _spell_out_accents(definition)
-    if definition["model"].get("dropout"):
+    kind = type(tokenizer.model).__name__
+    if kind == "BPE" and tokenizer.model.dropout:
         raise Unsupported("its ids are random (BPE dropout)")
+    if kind not in LIBRARIES:
+        raise Unsupported(f"there is none for {kind}")
+    library = LIBRARIES[kind]
     try:
-        encode_batch = load(json.dumps(definition))
+        encode_batch = _load_fastokens(serialized) if library == "fastokens" else _load_splintr(serialized)
     except ImportError as error:
         raise Unsupported(f"{library} is not installed") from error
     except (ValueError, RuntimeError) as error:
         raise Unsupported(f"{library} does not support this tokenizer: {error}") from error
-
     # splintr looks for added tokens before it normalizes a text, tokenizers also for these afterwards.
     normalized = [token.content.strip() for token in tokenizer.get_added_tokens_decoder().values() if token.normalized]
     spells_out = find_any(normalized if library == "splintr-rs" else [])
@@ -83,16 +82,23 @@ def load_fast_encoder(tokenizer: Tokenizer) -> FastEncoder:
     return FastEncoder(f"{library} {version(library)}", encode)
 
 
-def _load_fastokens(definition: str) -> Callable[[list[str]], tuple[bytes, bytes]]:
-    import fastokens
+def _load_fastokens(serialized: str) -> Callable[[list[str]], tuple[bytes, bytes]]:
+    from fastokens import Tokenizer
 
-    return fastokens.Tokenizer.from_json_str(definition).encode_batch_flat
+    try:
+        return Tokenizer.from_json_str(serialized).encode_batch_flat
+    except ValueError:  # it does not know each post-processor, such as RoBERTa's
+        return Tokenizer.from_json_str(json.dumps(json.loads(serialized) | {"post_processor": None})).encode_batch_flat
 
 
-def _load_splintr(definition: str) -> Callable[[list[str]], tuple[bytes, bytes]]:
+def _load_splintr(serialized: str) -> Callable[[list[str]], tuple[bytes, bytes]]:
     import splintr
 
-    return splintr.from_json_bytes(definition.encode()).encode_batch_flat
+    definition = json.loads(serialized) | {"post_processor": None}
+    if definition["model"]["type"] == "Unigram":
+        _drop_newline_split(definition)
+        _spell_out_accents(definition)
+    return splintr.from_json_bytes(json.dumps(definition).encode()).encode_batch_flat
 
 
 def _drop_newline_split(definition: dict) -> None:

@@ -175,12 +175,12 @@ def _tasks(
     """
     texts, rows, num_rows, num_characters, first_number = [], [], 0, 0, 0
     for some in lists:
-        for text in read_texts(some, document_text):
-            if text is not None:
-                texts.append(text)
-                rows.append(num_rows)
-                num_characters += len(text)
-            num_rows += 1
+        found = read_texts(some, document_text)
+        kept = [text for text in found if text is not None]
+        texts += kept
+        rows += [num_rows + i for i, text in enumerate(found) if text is not None]
+        num_rows += len(found)
+        num_characters += sum(map(len, kept))
         if num_characters > CHARACTERS_PER_TASK:
             yield texts, rows, num_rows, first_number
             first_number += len(texts)

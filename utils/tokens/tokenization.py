@@ -18,6 +18,7 @@ from utils.text.document_stream import DocumentStream
 from utils.text.segmentation import Segmenter
 from utils.tokens.corpus_parts import divide, read_rows
 from utils.tokens.encoder import Encoder
+from utils.tokens.exactness import ONE_IN, read_refusal
 from utils.tokens.store_builder import Build, part_key
 from utils.tokens.store_files import CorruptFolder, read_folder
 from utils.tokens.token_store import PART_METADATA, TokenStore, is_store_of, write_store
@@ -28,6 +29,7 @@ from utils.tokens.word_starts import require_word_boundaries
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 3  # part of the cache key: increase it when the files change for the same input
+STREAM_VERSION = 2  # part of what a checkpoint of a stream belongs to: increase it when the tokens change
 
 
 def tokenize_documents(
@@ -90,25 +92,28 @@ def tokenize_documents(
     )
     if not isinstance(documents, DocumentStream):
         num_tokens_needed = None
-    key = fingerprint(
-        format_version=FORMAT_VERSION,
-        document_text=code_fingerprint(document_text),
-        tokenizer=encoder.fingerprint,
-        tokenizers_version=tokenizers.__version__,
-        append_eos=append_eos,
-        add_special_tokens=add_special_tokens,
-        with_token_bytes=with_token_bytes,
-        with_word_starts=with_word_starts,
-        segmenter=segmenter and segmenter.fingerprint,
-        num_tokens_needed=num_tokens_needed,
-    )
+    determinants = {
+        "document_text": code_fingerprint(document_text),
+        "tokenizer": encoder.fingerprint,
+        "tokenizers_version": tokenizers.__version__,
+        "append_eos": append_eos,
+        "add_special_tokens": add_special_tokens,
+        "with_token_bytes": with_token_bytes,
+        "with_word_starts": with_word_starts,
+        "segmenter": segmenter and segmenter.fingerprint,
+    }
     num_workers = num_threads(data_args.preprocessing_num_workers)
     cache = cache_folder(cache_dir)
     if isinstance(documents, DocumentStream) and documents.is_endless:
         next(iterate_texts(documents, document_text), None)  # finds a missing column before the model is loaded
-        key = fingerprint(key=key, documents=documents._fingerprint)
-        return TokenStream(documents, encoder, document_text, num_workers, key, cache / f"{key}.refusal")
+        key = fingerprint(format_version=STREAM_VERSION, documents=documents._fingerprint, **determinants)
+        refusal_file = cache / f"{key}.refusal"
+        if encoder.fast is not None and (reason := read_refusal(refusal_file, encoder.name)):
+            encoder.use_tokenizers(reason)
+        _log_stream(description, encoder)
+        return TokenStream(documents, encoder, document_text, num_workers, key, refusal_file)
 
+    key = fingerprint(format_version=FORMAT_VERSION, num_tokens_needed=num_tokens_needed, **determinants)
     division = divide(documents, in_one=with_token_bytes)
     parts = {part_key(key, part): part for part in division.parts}
     store_key = fingerprint(key=key, parts=list(parts), rows=division.rows)
@@ -140,6 +145,13 @@ def _open_store(path: Path, build: Build, rows: Sequence[tuple[int, int]] | None
         if not is_usable:
             write_store(path, build.paths, rows)
         return TokenStore(path)
+
+
+def _log_stream(description: str, encoder: Encoder) -> None:
+    compared = f" (no fast encoder: {encoder.fast_refusal})"
+    if encoder.fast is not None:
+        compared = f" (equal to tokenizers on hard texts; one document in {ONE_IN} is compared)"
+    logger.info("%s: a stream, tokenized during training with %s%s", description, encoder.name, compared)
 
 
 def _log(description: str, store: TokenStore, build: Build) -> None:

@@ -175,7 +175,7 @@ def test_a_library_that_is_missing(tokenizer, monkeypatch):
 
     monkeypatch.setattr(fast_encoder, "_load_fastokens", missing)
     with pytest.raises(Unsupported, match="fastokens is not installed"):
-        load_fast_encoder(tokenizer.backend_tokenizer)
+        load_fast_encoder(tokenizer.backend_tokenizer, tokenizer.backend_tokenizer.to_str())
     encoder = Encoder(tokenizer, False, False, False, False)
     assert encoder(["the cat"]).tokens.tolist() == tokenizer("the cat")["input_ids"]
 
@@ -186,8 +186,8 @@ def test_a_library_that_is_missing(tokenizer, monkeypatch):
 def wrong_on(text: str):
     """A stand-in for load_fast_encoder: right but for one id of one text."""
 
-    def load(backend: Tokenizer) -> FastEncoder:
-        right = load_fast_encoder(backend)
+    def load(backend: Tokenizer, serialized: str) -> FastEncoder:
+        right = load_fast_encoder(backend, serialized)
 
         def encode(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
             ids, lengths = right.encode(texts)
