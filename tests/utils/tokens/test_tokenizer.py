@@ -163,7 +163,8 @@ TRAIN_WORDPIECE = """
 import sys
 from conftest import make_lines
 from utils.tokens.tokenizer_training import train_tokenizer
-print(train_tokenizer("wordpiece", [make_lines(300, 3), ["Æble øre åre naïve 日本語 ξενία"]], 200).backend_tokenizer.to_str())
+batches = [make_lines(300, 3), ["Æble øre åre naïve 日本語 ξενία"]]
+print(train_tokenizer("wordpiece", batches, 200).backend_tokenizer.to_str())
 """
 
 
