@@ -22,7 +22,8 @@ from utils.config.data_arguments import DataArguments
 from utils.examples.pretraining_collator import PretrainingCollator
 from utils.examples.sentence_pairs import SentencePairs
 from utils.text.segmentation import Segmenter
-from utils.tokens.token_store import TokenStore, tokenize_documents
+from utils.tokens.token_store import TokenStore
+from utils.tokens.tokenization import tokenize_documents
 from utils.tokens.tokenizer_training import train_tokenizer
 
 

@@ -38,7 +38,7 @@ from utils.examples.packed import PackedBlocks
 from utils.examples.stream_loader import StreamLoader
 from utils.examples.streaming import BlockStream, make_blocks
 from utils.text.corpus import load_corpus
-from utils.tokens.token_store import tokenize_documents
+from utils.tokens.tokenization import tokenize_documents
 from utils.tokens.tokenizer_training import train_tokenizer
 
 

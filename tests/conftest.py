@@ -122,10 +122,15 @@ def validation_file(tmp_path) -> Path:
 
 @pytest.fixture
 def load_documents(tmp_path):
-    """`load_documents(train_file=..., seed=...)`: load_corpus with default flags. A test's calls share a cache."""
+    """`load_documents(train_file=..., seed=...)`: load_corpus with default flags. A test's calls share a cache.
+
+    Files that are read in place are read at once, so that a test can look at any row.
+    """
+    from datasets import Dataset
 
     from utils.config.data_arguments import DataArguments
     from utils.text.corpus import load_corpus
+    from utils.text.file_documents import FileDocuments
 
     def call(*, do_train: bool = True, do_eval: bool = False, seed: int = 42, **data_flags) -> dict:
         for name in {"train_file", "validation_file"} & data_flags.keys():
@@ -134,7 +139,13 @@ def load_documents(tmp_path):
         training_args = SimpleNamespace(
             do_train=do_train, do_eval=do_eval, seed=seed, group_by_length=False, dataloader_num_workers=0
         )
-        return load_corpus(DataArguments(**data_flags), training_args, str(tmp_path / "cache"), None)
+        corpus = load_corpus(DataArguments(**data_flags), training_args, str(tmp_path / "cache"), None)
+        return {
+            split: Dataset.from_list([row for rows in documents.read() for row in rows])
+            if isinstance(documents, FileDocuments)
+            else documents
+            for split, documents in corpus.items()
+        }
 
     return call
 

@@ -9,7 +9,7 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from scripts import SCRIPTS, save_checkpoints
 
-from utils.tokens.token_store import iterate_texts
+from utils.tokens.tokenization import iterate_texts
 
 
 def title_and_body(row: dict) -> str | None:

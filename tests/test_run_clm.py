@@ -211,11 +211,11 @@ def test_second_run_tokenizes_nothing(train_file, run, tmp_path):
     flags = [*SCRATCH, "--train_file", train_file, "--preprocess_only"]
 
     def num_built(*more) -> int:
-        """How many stores this run adds to the cache or replaces: training text and held-out text have one each."""
+        """How many parts this run adds to the cache or replaces: training text and held-out text have one each."""
         before = set(built)
         run(tmp_path / "out", *flags, *more)
-        stores = (tmp_path / "cache" / "language_modeling").glob("*/meta.json")
-        built.update((path, path.stat().st_mtime_ns) for path in stores)
+        parts = (tmp_path / "cache" / "language_modeling").glob("*/part.json")
+        built.update((path, path.stat().st_mtime_ns) for path in parts)
         return len(built - before)
 
     assert num_built("--block_size", 16) == 2

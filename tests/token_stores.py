@@ -1,11 +1,12 @@
 """Token stores from arrays, without a tokenizer."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 
-from utils.tokens.token_store import TokenStore
+from utils.tokens.store_files import new_folder
+from utils.tokens.token_store import PART_METADATA, TokenStore
+from utils.tokens.token_store import write_store as write_store_of
 
 
 def write_store(
@@ -17,17 +18,19 @@ def write_store(
     word_starts: np.ndarray | None = None,
 ) -> TokenStore:
     """Documents of `document_lengths` tokens, and the optional arrays of a token store."""
-    folder.mkdir(exist_ok=True)
-    tokens.tofile(folder / "tokens.bin")
-    np.cumsum([0, *document_lengths]).astype(np.int64).tofile(folder / "offsets.bin")
-    meta = {"documents": len(document_lengths), "tokens": len(tokens), "bytes": 0, "dtype": tokens.dtype.name}
-    if segment_lengths is not None:
-        np.cumsum([0, *segment_lengths]).astype(np.int64).tofile(folder / "segment_offsets.bin")
-        meta["segments"] = len(segment_lengths)
-    if token_bytes is not None:
-        token_bytes.tofile(folder / "token_bytes.bin")
-        meta["bytes"] = int(token_bytes.sum())
-    if word_starts is not None:
-        word_starts.tofile(folder / "word_starts.bin")
-    (folder / "meta.json").write_text(json.dumps(meta))
+    with new_folder(folder.with_name(f"{folder.name}-part"), PART_METADATA) as (part, metadata):
+        tokens.tofile(part / "tokens.bin")
+        np.array(document_lengths, dtype=np.uint32).tofile(part / "lengths.bin")
+        document_bytes = np.zeros(len(document_lengths), dtype=np.uint32)
+        if len(document_bytes) and token_bytes is not None:
+            document_bytes[0] = token_bytes.sum()
+        document_bytes.tofile(part / "document_bytes.bin")
+        if segment_lengths is not None:
+            np.array(segment_lengths, dtype=np.uint32).tofile(part / "segment_lengths.bin")
+        if token_bytes is not None:
+            token_bytes.tofile(part / "token_bytes.bin")
+        if word_starts is not None:
+            word_starts.tofile(part / "word_starts.bin")
+        metadata |= {"rows": len(document_lengths), "dtype": tokens.dtype.name}
+    write_store_of(folder, [folder.with_name(f"{folder.name}-part")])
     return TokenStore(folder)

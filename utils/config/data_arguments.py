@@ -92,6 +92,14 @@ class DataArguments:
     preprocessing_num_workers: int | None = field(
         default=None, metadata={"help": "Threads that tokenize. Default: one per core that this process may use."}
     )
+    fast_encoder: str = field(
+        default="auto",
+        metadata={
+            "choices": ["auto", "off"],
+            "help": "auto tokenizes with a library many times as fast as `tokenizers`, if its ids are the same on "
+            "hard texts and on a sample of the corpus; off never does.",
+        },
+    )
     overwrite_cache: bool = field(
         default=False, metadata={"help": "Tokenize again even if the result of an earlier run is cached."}
     )

@@ -44,6 +44,13 @@ class ModelArguments:
         default=32000,
         metadata={"help": "Maximum vocabulary size for --train_tokenizer; use less for small corpora."},
     )
+    tokenizer_sample_bytes: int = field(
+        default=1_000_000_000,
+        metadata={
+            "help": "With --train_tokenizer: train on about as many bytes of text, from all of a larger corpus. 1 GB "
+            "takes a few minutes."
+        },
+    )
     use_fast_tokenizer: bool = field(
         default=True,
         metadata={"help": "Use the Rust tokenizer. Without it, bits_per_byte is not reported."},
@@ -90,6 +97,8 @@ class ModelArguments:
             raise UsageError(
                 "no model: give --model_name_or_path, or --model_type or --config_name to train from scratch"
             )
+        if self.tokenizer_sample_bytes < 1:
+            raise UsageError(f"--tokenizer_sample_bytes {self.tokenizer_sample_bytes}: give 1 or more")
         if self.train_tokenizer and self.tokenizer_name:
             raise UsageError("--train_tokenizer and --tokenizer_name contradict each other: leave out one of them")
         if self.train_tokenizer and self.model_name_or_path:

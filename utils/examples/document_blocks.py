@@ -63,5 +63,6 @@ class DocumentBlocks(PackedBlocksWithSpecialTokens):
     def span(self, index: int) -> slice:
         """The tokens of the store that are in an example. Raises IndexError if there is no such example."""
         self._require(index)
-        start, end = self.store.offsets[self._documents[index] :][:2].tolist()
+        document = self._documents[index]
+        start, end = self.store.offsets[document : document + 2].tolist()
         return slice(start, min(end, start + self.content_size))

@@ -11,12 +11,15 @@ from datasets import Dataset
 from utils.config.data_arguments import DataArguments
 from utils.errors import UsageError
 from utils.text.document_stream import DocumentStream
+from utils.text.file_documents import FileDocuments
 
 
 logger = logging.getLogger(__name__)
 
+Documents = Dataset | DocumentStream | FileDocuments
 
-def with_text_column(documents: Dataset | DocumentStream, text_column: str, split: str) -> Dataset | DocumentStream:
+
+def with_text_column(documents: Documents, text_column: str, split: str) -> Documents:
     """Make `text_column` also available as "text". It keeps its own name, and no other column is lost.
 
     If `text_column` has its default, "text", but the documents have no such column, then their only column of strings
@@ -36,7 +39,7 @@ def with_text_column(documents: Dataset | DocumentStream, text_column: str, spli
             f"--text_column {text_column}: the {split} documents have no such column of strings (columns of strings: "
             f"{', '.join(columns) or 'none'}; all columns: {', '.join(documents.column_names) or 'none'})"
         )
-    if isinstance(documents, DocumentStream):
+    if not isinstance(documents, Dataset):
         return dataclasses.replace(documents, text_column=text_column)
     if "text" in documents.column_names:
         documents = documents.remove_columns("text")
@@ -58,8 +61,10 @@ def read_texts(rows: Iterable[dict], document_text: Callable[[dict], str | None]
     return texts
 
 
-def string_columns(documents: Dataset | DocumentStream) -> list[str]:
+def string_columns(documents: Documents) -> list[str]:
     """The names of the columns whose values are strings."""
+    if isinstance(documents, FileDocuments):
+        return [name for name, is_string in documents.columns.items() if is_string]
     if isinstance(documents, DocumentStream):
         return [
             field.name

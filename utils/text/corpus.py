@@ -20,8 +20,9 @@ from utils.fingerprint import fingerprint
 from utils.hub.dataset_names import full_dataset_name
 from utils.hub.errors import explain_hub_error
 from utils.text.cache import cache_folder
-from utils.text.columns import with_text_column
+from utils.text.columns import Documents, with_text_column
 from utils.text.document_stream import DocumentStream
+from utils.text.file_documents import FileDocuments, open_files
 from utils.text.held_out import hold_out
 from utils.text.text_files import PIECE_SIZE, files_fingerprint, find_files, load_files
 
@@ -36,8 +37,8 @@ def load_corpus(
     training_args: LMTrainingArguments,
     cache_dir: str | None,
     token: str | None,
-    has_examples: Callable[[Dataset | DocumentStream], bool] = lambda rows: False,
-) -> dict[str, Dataset | DocumentStream]:
+    has_examples: Callable[[Documents], bool] = lambda rows: False,
+) -> dict[str, Documents]:
     """Load the documents that the run needs.
 
     Args:
@@ -45,10 +46,10 @@ def load_corpus(
             Such rows keep their columns.
 
     Returns:
-        A dict with "train" (if `--do_train`) and "validation" (if `--do_eval`), each a Dataset, or a DocumentStream
-        with `--streaming`. Each row is a document with all columns of the source. Its text is also in the column
-        "text", if the source has a column of text. If it has no validation split, `--validation_split_percentage` of
-        the training documents are held out, the same ones for the same seed.
+        A dict with "train" (if `--do_train`) and "validation" (if `--do_eval`), each a Dataset, FileDocuments, or a
+        DocumentStream with `--streaming`. Each row is a document with all columns of the source. Its text is also in
+        the column "text", if the source has a column of text. If it has no validation split,
+        `--validation_split_percentage` of the training documents are held out, the same ones for the same seed.
 
     Raises:
         UsageError: a missing file or folder, an unsupported format, text that is not UTF-8, malformed JSON, a
@@ -66,7 +67,9 @@ def load_corpus(
         logger.warning("--validation_split_percentage has no effect: the corpus has a validation split")
     is_used = {"train": do_train or needs_hold_out, "validation": do_eval and not needs_hold_out}
     corpus = {
-        split: _prepare_split(split, splits[split], data_args, has_examples) for split in is_used if is_used[split]
+        split: _prepare_split(split, splits[split], data_args, cache_dir, has_examples)
+        for split in is_used
+        if is_used[split]
     }
     if needs_hold_out:
         hold_out_documents = DocumentStream.split if data_args.streaming else hold_out
@@ -115,7 +118,7 @@ def _quiet_datasets() -> None:
 
 def _load_splits(
     data_args: DataArguments, do_train: bool, do_eval: bool, cache_dir: str | None, token: str | None
-) -> Mapping[str, Dataset | DocumentStream]:
+) -> Mapping[str, Documents]:
     """Load all splits of the source. Raise UsageError if one that the run needs is missing."""
     if data_args.dataset_name == "builtin/python-docs":
         splits = {"train": _load_python_docs()}
@@ -154,15 +157,18 @@ def _warn_of_common_files(train: list[str], validation: list[str]) -> None:
 
 def _prepare_split(
     split: str,
-    rows: Dataset | DocumentStream,
+    rows: Documents,
     data_args: DataArguments,
-    has_examples: Callable[[Dataset | DocumentStream], bool],
-) -> Dataset | DocumentStream:
+    cache_dir: str | None,
+    has_examples: Callable[[Documents], bool],
+) -> Documents:
     """Turn a split into a stream with `--streaming`, and make the text of its documents available as "text"."""
     if data_args.streaming:
         rows = _as_stream(rows, data_args)
     if not has_examples(rows):
         rows = with_text_column(rows, data_args.text_column, split)
+    elif isinstance(rows, FileDocuments):  # examples are read in random order, so `datasets` converts them
+        rows = load_files(rows.source, list(rows.files), data_args, cache_dir)
     elif data_args.streaming:
         raise UsageError("--streaming: the dataset contains ready-made pairs; leave the flag out")
     if isinstance(rows, Dataset) and len(rows) == 0:
@@ -180,19 +186,15 @@ def _require_splits(splits: Collection[str], do_train: bool, do_eval: bool) -> N
         raise UsageError(f"evaluation needs a validation or a train split; available splits: {', '.join(splits)}")
 
 
-def _load_files(
-    split: str, files: list[str], data_args: DataArguments, cache_dir: str | None
-) -> Dataset | DocumentStream:
+def _load_files(split: str, files: list[str], data_args: DataArguments, cache_dir: str | None) -> Documents:
     flag = f"--{split}_file"
-    rows = load_files(flag, files, data_args, cache_dir)
     if not data_args.streaming:
-        return rows
+        return open_files(flag, files, data_args) or load_files(flag, files, data_args, cache_dir)
+    rows = load_files(flag, files, data_args, cache_dir)
     return DocumentStream(rows, flag, files_fingerprint(files, data_args), files=tuple(files))
 
 
-def _load_named(
-    data_args: DataArguments, cache_dir: str | None, token: str | None
-) -> dict[str, Dataset | DocumentStream]:
+def _load_named(data_args: DataArguments, cache_dir: str | None, token: str | None) -> dict[str, Documents]:
     name = data_args.dataset_name
     try:
         repository = full_dataset_name(name, token, cache_dir)
@@ -225,7 +227,7 @@ def _load_saved(path: str) -> DatasetDict:
     return saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
 
 
-def _as_stream(documents: Dataset | DocumentStream, data_args: DataArguments) -> DocumentStream:
+def _as_stream(documents: Documents, data_args: DataArguments) -> DocumentStream:
     """Turn a dataset on disk into a stream, with one shard per PIECE_SIZE bytes."""
     if isinstance(documents, DocumentStream):
         return documents

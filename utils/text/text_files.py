@@ -171,7 +171,7 @@ class TextDocuments(datasets.ArrowBasedBuilder):
     def _generate_tables(self, pieces: list[tuple[str, int, int | None]]) -> Iterator[tuple[tuple, pa.Table]]:
         for index, piece in enumerate(pieces):
             for part, documents in enumerate(
-                _read_documents(*piece, self.config.document_by, self.config.keep_linebreaks)
+                read_documents(*piece, self.config.document_by, self.config.keep_linebreaks)
             ):
                 yield (index, part), pa.table({"text": pa.array(documents, pa.large_string())})
 
@@ -191,7 +191,7 @@ def _split_files(files: list[str], document_by: str) -> list[tuple[str, int, int
     return pieces
 
 
-def _read_documents(
+def read_documents(
     file: str, start: int, end: int | None, document_by: str, keep_linebreaks: bool
 ) -> Iterator[list[str]]:
     """The documents of a piece in order, in lists. Memory is bounded by READ_SIZE and the longest document."""

@@ -3,7 +3,7 @@
 What every script uses is imported here; the rest comes from the modules.
 """
 
-from utils.tokens.token_store import tokenize_documents
+from utils.tokens.tokenization import tokenize_documents
 from utils.tokens.tokenizer import load_tokenizer
 
 

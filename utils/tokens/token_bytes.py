@@ -22,11 +22,11 @@ class TokenByteCounter:
         added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
         size = max(vocab.values()) + 1
         self._is_one_byte = np.zeros(size, dtype=bool)  # such as the <0x0A> of byte fallback
-        self._own_bytes = np.zeros(size, dtype=np.int64)
+        self.own_bytes = np.zeros(size, dtype=np.int64)
         for token, index in vocab.items():
             self._is_one_byte[index] = re.fullmatch(r"<0x[0-9A-F]{2}>", token) is not None
-            self._own_bytes[index] = len(token.encode()) if token in added else len(token)
-        self._is_byte_level = '"ByteLevel"' in json.dumps(json.loads(tokenizer.to_str())["decoder"]) and all(
+            self.own_bytes[index] = len(token.encode()) if token in added else len(token)
+        self.is_byte_level = '"ByteLevel"' in json.dumps(json.loads(tokenizer.to_str())["decoder"]) and all(
             token in added or set(token) <= _BYTE_LEVEL_ALPHABET for token in vocab
         )
 
@@ -37,8 +37,8 @@ class TokenByteCounter:
         """
         ids = np.array(encoding.ids)
         data = text.encode()
-        if self._is_byte_level:
-            counts = np.where(np.array(encoding.special_tokens_mask, dtype=bool), 0, self._own_bytes[ids])
+        if self.is_byte_level:
+            counts = np.where(np.array(encoding.special_tokens_mask, dtype=bool), 0, self.own_bytes[ids])
             if counts.sum() == len(data):
                 return counts
         ends = np.maximum.accumulate(np.array(encoding.offsets)[:, 1])

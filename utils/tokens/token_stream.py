@@ -1,8 +1,10 @@
 """A stream of documents -> a stream of token ids: shuffled, tokenized in threads during training, resumable."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,8 +14,12 @@ from utils.environment import local_world_size
 from utils.errors import UsageError
 from utils.text.columns import read_texts
 from utils.text.document_stream import DocumentStream
-from utils.tokens.encoder import Encoded, Encoder, map_in_threads
+from utils.tokens.encoder import Encoded, Encoder, EncodersDiffer
+from utils.tokens.exactness import documents_to_compare, refusal_reason, write_refusal
+from utils.tokens.threads import map_in_threads
 
+
+logger = logging.getLogger(__name__)
 
 CHARACTERS_PER_TASK = 200_000  # they keep a thread busy for 20 ms
 DRAWS_PER_CHUNK = 4096  # from the shuffle buffer; part of what a seed means
@@ -45,6 +51,7 @@ class TokenStream:
         document_text: what the model reads of a row; None leaves the row out.
         num_workers: threads that tokenize.
         fingerprint: identifies everything that determines the tokens.
+        refusal_file: tells other processes, and later runs, that the fast encoder is wrong for this text.
     """
 
     documents: DocumentStream
@@ -52,6 +59,7 @@ class TokenStream:
     document_text: Callable[[dict], str | None]
     num_workers: int
     fingerprint: str
+    refusal_file: Path
 
 
 class TokenizedDocuments:
@@ -89,12 +97,28 @@ class TokenizedDocuments:
         """Stop the threads."""
         self._tasks.close()
 
-    def _encode(self, task: tuple[list[str], Position, bool]) -> tuple[Encoded, Position, bool]:
-        texts, position, ends_epoch = task
-        return self.stream.encoder(texts), position, ends_epoch
+    def _encode(self, task: tuple[list[str], Position, bool, bool]) -> tuple[Encoded, Position, bool]:
+        texts, position, ends_epoch, is_first = task
+        encoder = self.stream.encoder
+        compared = documents_to_compare(texts, hash(position), 0, is_first=is_first)
+        try:
+            return encoder(texts, compared), position, ends_epoch
+        except EncodersDiffer as difference:
+            self._refuse(difference)
+            return encoder(texts), position, ends_epoch
 
-    def _read(self, position: Position) -> Iterator[tuple[list[str], Position, bool]]:
-        """Texts, the position after them, and whether they end an epoch."""
+    def _refuse(self, difference: EncodersDiffer) -> None:
+        """From now on, tokenize with `tokenizers`."""
+        encoder = self.stream.encoder
+        if encoder.fast is not None:  # the first of the threads
+            reason = refusal_reason(encoder.name, self.stream.documents.source, difference.text)
+            write_refusal(self.stream.refusal_file, encoder.name, reason)
+            encoder.use_tokenizers(reason)
+            logger.warning("%s", reason)
+
+    def _read(self, position: Position) -> Iterator[tuple[list[str], Position, bool, bool]]:
+        """Texts, the position after them, whether they end an epoch, and whether they are the first ones."""
+        is_first = True
         is_empty = position == (position.epoch, 0, 0)  # no text in this epoch so far; not known if resumed within it
         while True:
             epoch, first_shard, first_row = position
@@ -109,8 +133,8 @@ class TokenizedDocuments:
                     texts += found
                     characters += sum(map(len, found))
                     if characters > CHARACTERS_PER_TASK:
-                        yield texts, Position(epoch, shards_done, next_row), False
-                        texts, characters = [], 0
+                        yield texts, Position(epoch, shards_done, next_row), False, is_first
+                        texts, characters, is_first = [], 0, False
             if is_empty:
                 num_processes = self.stream.documents.num_processes
                 raise UsageError(
@@ -118,7 +142,8 @@ class TokenizedDocuments:
                     + (f" for each of {num_processes} processes" if num_processes > 1 else "")
                 )
             position, is_empty = Position(epoch + 1), True
-            yield texts, position, True
+            yield texts, position, True, is_first
+            is_first = False
 
     def _shards(self, epoch: int) -> list[tuple[int, int, int]]:
         """What this process reads in an epoch: shards, each with the step and remainder of its rows; see `read`."""

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable
 
-from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from utils.compat import register_tokenizer_classes
@@ -11,7 +10,7 @@ from utils.config.model_arguments import ModelArguments
 from utils.errors import UsageError
 from utils.hub.errors import explain_hub_error, is_hub_error
 from utils.models.config import check_config_files
-from utils.text.document_stream import DocumentStream
+from utils.text.columns import Documents
 from utils.tokens.tokenizer_training import load_or_train_tokenizer
 
 
@@ -20,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 def load_tokenizer(
     model_args: ModelArguments,
-    train_documents: Dataset | DocumentStream | None,
+    train_documents: Documents | None,
     document_text: Callable[[dict], str | None],
     needs_mask_token: bool = False,
     for_pairs: bool = False,

@@ -131,7 +131,8 @@ def test_every_flag_of_the_examples_and_the_objective_is_fixed_on_resumption():
     """A new flag is either compared, or named here as one that may change."""
     may_change = {
         "dataset_name", "dataset_config_name", "dataset_revision", "dataset_path", "train_file", "validation_file",
-        "pad_to_max_length", "max_eval_samples", "preprocessing_num_workers", "overwrite_cache", "preprocess_only",
+        "pad_to_max_length", "max_eval_samples", "preprocessing_num_workers", "fast_encoder", "overwrite_cache",
+        "preprocess_only",
         "is_already_preprocessed", "is_already_masked", "text_column_a", "text_column_b", "sample_tokens",
     }  # fmt: skip
     classes = [DataArguments, MaskingArguments, PermutationArguments, LineByLineArguments, SentencePairArguments]

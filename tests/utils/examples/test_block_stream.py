@@ -25,7 +25,7 @@ from utils.text import file_formats, text_files
 from utils.text.corpus import load_corpus
 from utils.text.segmentation import Segmenter
 from utils.tokens import token_stream
-from utils.tokens.token_store import tokenize_documents
+from utils.tokens.tokenization import tokenize_documents
 
 
 PREFIX_AND_SUFFIX = ([0], [2])
@@ -248,7 +248,7 @@ def test_nothing_passed_is_tokenized_again(tmp_path, open_blocks):
     resumed = open_blocks(folder, DocumentBlocks, True, 30)
     tokenized = []
     encode = resumed.tokens.encoder
-    object.__setattr__(resumed.tokens, "encoder", lambda texts: (tokenized.extend(texts), encode(texts))[1])
+    object.__setattr__(resumed.tokens, "encoder", lambda texts, _: (tokenized.extend(texts), encode(texts))[1])
     resumed.load_state(tmp_path)
     blocks = iter(resumed)
     assert all(next(blocks)["epoch"] == 0 for _ in range(150))

@@ -10,7 +10,7 @@ from datasets import Dataset, DatasetDict
 from utils.errors import UsageError
 from utils.text.held_out import MAX_GROUPS, hold_out
 from utils.text.row import Row
-from utils.tokens.token_store import iterate_texts
+from utils.tokens.tokenization import iterate_texts
 
 
 # Columns
@@ -66,9 +66,9 @@ def all_rows(documents) -> list[dict]:
 
 
 @pytest.mark.parametrize("text_column", ["text", "body"])
-def test_key_of_the_token_cache_is_that_of_a_renamed_column(load_documents, rows, text_column):
-    """So what earlier versions tokenized is found."""
-    file = rows({"body": "a", "id": 1}, {"body": "b", "id": 2})
+def test_key_of_the_token_cache_is_that_of_a_renamed_column(load_documents, rows, text_column, tmp_path):
+    """For files that `datasets` reads."""
+    file = rows({"body": "a", "id": 1}, {"body": "b", "id": 2}).rename(tmp_path / "rows.json")
     plain = datasets.load_dataset("json", data_files={"train": [str(file)]}, encoding="utf8", split="train")
     documents = load_documents(train_file=file, text_column=text_column)["train"]
     assert documents._fingerprint == plain.rename_column("body", "text")._fingerprint

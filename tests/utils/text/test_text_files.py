@@ -83,7 +83,7 @@ def read(tmp_path, text: str, document_by: str, keep_linebreaks: bool = True) ->
     path.write_bytes(text.encode())
     return [
         document
-        for documents in text_files._read_documents(str(path), 0, None, document_by, keep_linebreaks)
+        for documents in text_files.read_documents(str(path), 0, None, document_by, keep_linebreaks)
         for document in documents
     ]
 
@@ -209,21 +209,6 @@ def test_byte_order_mark_is_no_text(tmp_path, load_documents, suffix, compressio
         assert [text for columns in documents.iter(10) for text in columns["text"]] == texts * 2
 
 
-def test_cache_distinguishes_a_file_with_a_byte_order_mark(tmp_path, load_documents):
-    """So that what an earlier version has cached is not used, and all other entries are."""
-    file = tmp_path / "train.txt"
-    fingerprints = set()
-    for content in (b"a\n", b"\xef\xbb\xbfa\n"):
-        file.write_bytes(content)
-        fingerprints.add(load_documents(train_file=file)["train"]._fingerprint)
-        builder = text_files.TextDocuments(
-            cache_dir=str(tmp_path / "cache"), data_files={"train": [str(file)]}, document_by="line",
-            keep_linebreaks=True, hash="1",
-        )  # fmt: skip
-        assert (builder._get_dataset_fingerprint("train") in fingerprints) == (len(content) == 2)
-    assert len(fingerprints) == 2
-
-
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
 @pytest.mark.parametrize("suffix", [".txt", ".csv", ".jsonl"])
 def test_utf16_is_refused(tmp_path, load_documents, suffix, encoding):
@@ -239,7 +224,7 @@ def test_position_of_an_invalid_byte_counts_from_the_start_of_the_file(tmp_path,
     for read_size in (1, 7, 1000):
         monkeypatch.setattr(file_formats, "READ_SIZE", read_size)
         with pytest.raises(UsageError, match=r"text\.txt: not UTF-8 at byte 60 "):
-            list(text_files._read_documents(str(tmp_path / "text.txt"), 0, None, "line", True))
+            list(text_files.read_documents(str(tmp_path / "text.txt"), 0, None, "line", True))
 
 
 # Formats, compressions, files

@@ -7,7 +7,8 @@ import pytest
 from conftest import make_lines
 
 from utils.text.segmentation import Segmenter
-from utils.tokens.encoder import Encoder, map_in_threads
+from utils.tokens.encoder import Encoder
+from utils.tokens.threads import map_in_threads
 
 
 def test_results_keep_their_order_and_little_is_read_ahead():
@@ -67,4 +68,4 @@ def test_documents_without_segments(use_fast, tokenizer, monkeypatch):
     encoded = Encoder(tokenizer, False, False, False, False, Segmenter("line"))(["", "\n \n"])
     assert encoded.tokens.tolist() == encoded.segment_lengths.tolist() == []
     assert encoded.lengths.tolist() == [0, 0]
-    assert encoded.num_bytes == 3
+    assert encoded.document_bytes.tolist() == [0, 3]

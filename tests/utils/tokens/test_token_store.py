@@ -17,8 +17,9 @@ from utils.config.data_arguments import DataArguments
 from utils.errors import UsageError
 from utils.text import segmentation
 from utils.text.segmentation import Segmenter
-from utils.tokens import token_store
-from utils.tokens.token_store import TokenStore, tokenize_documents
+from utils.tokens import store_builder, tokenization
+from utils.tokens.token_store import TokenStore
+from utils.tokens.tokenization import tokenize_documents
 from utils.tokens.tokenizer_training import train_tokenizer
 
 
@@ -41,10 +42,12 @@ def documents_of(store: TokenStore) -> list[list[int]]:
 
 @pytest.fixture
 def builds(monkeypatch):
-    """A list with one entry for each time that a corpus is tokenized."""
+    """A list with one entry for each time that a part of a corpus is tokenized."""
     calls = []
-    build_store = token_store._build
-    monkeypatch.setattr(token_store, "_build", lambda *args: (calls.append(1), build_store(*args)))
+    tokenize = store_builder.Build._tokenize
+    monkeypatch.setattr(
+        store_builder.Build, "_tokenize", lambda self, key: (calls.append(key), tokenize(self, key))[1]
+    )
     return calls
 
 
@@ -60,7 +63,7 @@ def test_ids_equal_those_of_the_tokenizer(kind, use_fast, tmp_path, monkeypatch)
         tokenizer.backend_tokenizer.enable_padding(length=9)
     else:
         monkeypatch.setattr(type(tokenizer), "is_fast", False)
-    monkeypatch.setattr(token_store, "CHARACTERS_PER_TASK", 300)
+    monkeypatch.setattr(store_builder, "CHARACTERS_PER_TASK", 300)
     store = build(lines, tokenizer, tmp_path, num_workers=3)
     assert documents_of(store) == expected
     assert store.tokens.dtype == np.uint16
@@ -142,7 +145,7 @@ def test_store_is_reused_and_rebuilt_after_any_change(tokenizer, tmp_path, build
     build(lines, changed, tmp_path)
     assert len(builds) == 6
     with monkeypatch.context() as patch:
-        patch.setattr(token_store, "FORMAT_VERSION", 999)
+        patch.setattr(tokenization, "FORMAT_VERSION", 999)
         build(lines, tokenizer, tmp_path)
     assert len(builds) == 7
     build(lines, tokenizer, tmp_path, overwrite_cache=True)
@@ -156,7 +159,9 @@ def test_an_incomplete_store_is_rebuilt(tokenizer, tmp_path, builds):
     lines = make_lines(20)
     store = build(lines, tokenizer, tmp_path)
     expected = store.tokens.tolist()
-    store.path.rename(store.path.with_name(f"{store.path.name}.unfinished"))
+    for folder in [store.path, *store.path.parent.glob("*/part.json")]:
+        folder = folder if folder.is_dir() else folder.parent
+        folder.rename(folder.with_name(f"{folder.name}.unfinished"))
     assert build(lines, tokenizer, tmp_path).tokens.tolist() == expected
     assert len(builds) == 2
 
@@ -177,7 +182,8 @@ def _build_in_process(arguments):
     lines, folder, cache = arguments
     os.environ |= {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
     store = build(lines, AutoTokenizer.from_pretrained(folder), cache, overwrite_cache=True)
-    return json.loads((store.path / "meta.json").read_text())["job"], (store.path / "meta.json").stat().st_mtime_ns
+    (part,) = store.path.parent.glob("*/part.json")
+    return json.loads(part.read_text())["job"], part.stat().st_mtime_ns
 
 
 def test_processes_of_a_job_build_once(tokenizer, tmp_path):

@@ -1,7 +1,10 @@
 """Tokenizers: trained ones, their special tokens and templates, and loaded ones that lack a token."""
 
+import json
+from pathlib import Path
+
 import pytest
-from conftest import make_lines
+from conftest import make_lines, run_python
 from datasets import Dataset
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
@@ -10,7 +13,7 @@ from utils.config.model_arguments import ModelArguments
 from utils.errors import UsageError
 from utils.tokens import tokenizer_training
 from utils.tokens.tokenizer import load_tokenizer, special_token_affixes
-from utils.tokens.tokenizer_training import train_tokenizer
+from utils.tokens.tokenizer_training import TrainingTexts, train_tokenizer
 
 
 TEXTS = ["The cat  sat.\n\nA new\tline, é 日本\n", " leading and trailing \n"]
@@ -154,3 +157,34 @@ def test_a_tokenizer_without_a_mask_token_is_refused(tokenizer, tmp_path):
     with pytest.raises(UsageError, match="--tokenizer_name .* no mask token"):
         load_tokenizer(args, None, lambda row: row["text"], needs_mask_token=True)
     assert load_tokenizer(args, None, lambda row: row["text"]) is not None
+
+
+TRAIN_WORDPIECE = """
+import sys
+from conftest import make_lines
+from utils.tokens.tokenizer_training import train_tokenizer
+batches = [make_lines(300, 3), ["Æble øre åre naïve 日本語 ξενία"]]
+print(train_tokenizer("wordpiece", batches, 200).backend_tokenizer.to_str())
+"""
+
+
+def test_wordpiece_is_the_same_in_each_process():
+    """And recognizes no more than its special tokens within a text."""
+    path = str(Path(__file__).parents[2])
+    trained = {run_python("-c", TRAIN_WORDPIECE, PYTHONPATH=f"{path}:{path}/..").stdout for _ in range(2)}
+    assert len(trained) == 1
+    added = json.loads(trained.pop())["added_tokens"]
+    assert [token["content"] for token in added] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def test_a_large_corpus_is_sampled(tmp_path):
+    """From all of it, about as many bytes as asked for, and the same each time."""
+    texts = [f"{i} {line}" for i, line in enumerate(make_lines(2000))]
+    sample = TrainingTexts(Dataset.from_dict({"text": texts}), lambda row: row["text"], 10_000)
+    chosen = [text for batch in sample for text in batch]
+    assert chosen == [text for batch in sample for text in batch]
+    assert sample.is_sample and 7_000 < sum(map(len, chosen)) < 13_000
+    places = [int(text.split()[0]) for text in chosen]
+    assert places == sorted(places) and all(any(low <= i < low + 200 for i in places) for low in range(0, 2000, 200))
+    everything = TrainingTexts(Dataset.from_dict({"text": texts}), lambda row: row["text"], 10**9)
+    assert not everything.is_sample and [text for batch in everything for text in batch] == texts

@@ -13,8 +13,9 @@ from utils.config.data_arguments import DataArguments
 from utils.errors import UsageError
 from utils.examples.masked_collator import MaskedLMCollator
 from utils.examples.packed import PackedBlocksWithSpecialTokens
-from utils.tokens import token_store
-from utils.tokens.token_store import TokenStore, tokenize_documents
+from utils.tokens import store_builder
+from utils.tokens.token_store import TokenStore
+from utils.tokens.tokenization import tokenize_documents
 from utils.tokens.tokenizer import special_token_affixes
 from utils.tokens.tokenizer_training import train_tokenizer
 
@@ -66,7 +67,7 @@ def test_ids_equal_those_of_the_tokenizer_with_and_without_special_tokens(tokeni
 
 def test_words_equal_those_of_the_tokenizer(tokenizer, tmp_path, monkeypatch):
     """As returned by word_ids() of transformers, in batches of any size."""
-    monkeypatch.setattr(token_store, "CHARACTERS_PER_TASK", 20)
+    monkeypatch.setattr(store_builder, "CHARACTERS_PER_TASK", 20)
     store = build(TEXTS, tokenizer, tmp_path)
     for text, starts in zip(TEXTS, documents_of(store, store.word_starts), strict=True):
         words = tokenizer(text, add_special_tokens=False).word_ids()
