@@ -116,7 +116,7 @@ def test_an_epoch_trains_on_every_token_once_with_new_masks(line_by_line, train_
         labels_of_epochs.append([labels for *_, labels in examples])
     assert labels_of_epochs[0] != labels_of_epochs[1] != labels_of_epochs[2] != labels_of_epochs[0]
     assert results["train_tokens"] == 3 * sum(map(len, expected))
-    assert results["train_samples"] == len(expected)
+    assert results["train_samples"] == 3 * len(expected)
 
 
 ROBERTA = [
