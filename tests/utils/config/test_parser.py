@@ -135,7 +135,7 @@ def test_defaults_of_a_script_are_not_among_the_given_flags():
 def test_run_args_repeat_the_run(flag_file):
     first = parse(*as_flags(SCALARS))
     again = parse(flag_file(first["run_args"], ".yaml"))
-    unlike = {"logging_dir", "run_args", "distributed_state", "deepspeed_plugin", "accelerator_config"}
+    unlike = {"logging_dir", "run_args", "start_time", "distributed_state", "deepspeed_plugin", "accelerator_config"}
     assert {key: value for key, value in again.items() if key not in unlike} == {
         key: value for key, value in first.items() if key not in unlike
     }
