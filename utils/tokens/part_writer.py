@@ -42,22 +42,22 @@ class PartWriter(contextlib.AbstractContextManager):
 
     def append(self, encoded: Encoded, rows: list[int], num_rows: int) -> None:
         """Append documents. `rows` are their numbers among the `num_rows` rows of the batch."""
-        encoded.tokens.tofile(self._tokens)
-        encoded.lengths.astype(np.uint32).tofile(self._lengths)
-        encoded.document_bytes.astype(np.uint32).tofile(self._document_bytes)
-        (self.num_rows + np.array(rows, dtype=np.int64)).tofile(self._rows)
+        self._tokens.write(encoded.tokens)
+        self._lengths.write(encoded.lengths.astype(np.uint32))
+        self._document_bytes.write(encoded.document_bytes.astype(np.uint32))
+        self._rows.write(self.num_rows + np.array(rows, dtype=np.int64))
         if self._token_bytes is not None:
             counts = encoded.token_bytes.astype(np.uint32)
             if len(counts):
                 counts[0] += self._pending_bytes
                 self._pending_bytes = 0
                 self._last_token_bytes = int(counts[-1])
-            counts.tofile(self._token_bytes)
+            self._token_bytes.write(counts)
             self._pending_bytes += encoded.trailing_bytes
         if self._word_starts is not None:
-            encoded.word_starts.tofile(self._word_starts)
+            self._word_starts.write(encoded.word_starts)
         if self._segment_lengths is not None:
-            encoded.segment_lengths.astype(np.uint32).tofile(self._segment_lengths)
+            self._segment_lengths.write(encoded.segment_lengths.astype(np.uint32))
             self.num_segments += len(encoded.segment_lengths)
         self.num_rows += num_rows
         self.num_documents += len(encoded.lengths)

@@ -1,6 +1,7 @@
 """Folders of arrays on disk, as of a token store: written whole or not at all, and checked when they are used."""
 
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.errors import UsageError
 from utils.fingerprint import checksum
 
 
@@ -26,6 +28,9 @@ def new_folder(folder: Path, metadata_name: str) -> Iterator[tuple[Path, dict]]:
     """Replace `folder` by a new one: the block fills the folder that it is given, and the dict of its metadata.
 
     No process ever sees an incomplete folder. The metadata also gets the size and the checksum of each file.
+
+    Raises:
+        UsageError: the disk is full.
     """
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)  # from a job that died
@@ -33,12 +38,16 @@ def new_folder(folder: Path, metadata_name: str) -> Iterator[tuple[Path, dict]]:
     metadata: dict = {}
     try:
         yield unfinished, metadata
-    except BaseException:
+        metadata["files"] = {
+            file.name: [file.stat().st_size, _checksum(file)] for file in sorted(unfinished.iterdir())
+        }
+        metadata["checksum_of_metadata"] = _digest(metadata)
+        (unfinished / metadata_name).write_text(json.dumps(metadata, indent=2))
+    except BaseException as error:
         shutil.rmtree(unfinished)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UsageError(f"the cache is full: {error}; make room, or give another --cache_dir") from error
         raise
-    metadata["files"] = {file.name: [file.stat().st_size, _checksum(file)] for file in sorted(unfinished.iterdir())}
-    metadata["checksum_of_metadata"] = _digest(metadata)
-    (unfinished / metadata_name).write_text(json.dumps(metadata, indent=2))
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
     _remember_as_intact(folder, metadata)

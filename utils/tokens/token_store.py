@@ -123,7 +123,7 @@ def write_store(path: Path, parts: list[Path], rows: Sequence[tuple[int, int]] |
         dtype = "uint16"
         with open(folder / "offsets.bin", "wb") as offsets, open(folder / "segment_offsets.bin", "wb") as segments:
             for file in (offsets, segments):
-                np.int64(0).tofile(file)
+                file.write(np.int64(0))
             for part in parts:
                 part_metadata = read_folder(part, PART_METADATA)
                 dtype = part_metadata["dtype"]
@@ -136,10 +136,10 @@ def write_store(path: Path, parts: list[Path], rows: Sequence[tuple[int, int]] |
                 for first, last in _documents_of(part, part_metadata, first_row, rows):
                     start = int(token_ends[first] - lengths[first])
                     end = int(token_ends[last - 1])
-                    (token_ends[first:last] - start + num_tokens).tofile(offsets)
+                    offsets.write(token_ends[first:last] - start + num_tokens)
                     if has_segments:
                         place = slice(*np.searchsorted(segment_ends, [start, end], side="right").tolist())
-                        (segment_ends[place] - start + num_tokens).tofile(segments)
+                        segments.write(segment_ends[place] - start + num_tokens)
                         num_segments += place.stop - place.start
                     if spans and spans[-1][0] == part and spans[-1][2] == start:
                         spans[-1] = (part, spans[-1][1], end)

@@ -394,7 +394,11 @@ def test_the_files_are_not_blamed_for_the_cache(tmp_path, refused, train_file, c
     assert f"error: --cache_dir {tmp_path / 'file'}: the cache cannot be written to: Not a directory" in line
 
 
-def test_the_files_are_not_blamed_for_a_full_disk(tmp_path, load_documents, train_file, monkeypatch):
+def test_the_files_are_not_blamed_for_a_full_disk(tmp_path, load_documents, monkeypatch):
+    """With a format that `datasets` copies into its cache."""
+    train_file = tmp_path / "train.csv"
+    train_file.write_text("text\na\nb\n")
+
     def full(*args):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -14,10 +14,11 @@ from transformers import AutoTokenizer
 
 from utils.config.data_arguments import DataArguments
 from utils.config.training_arguments import LMTrainingArguments
+from utils.errors import UsageError
 from utils.text import file_documents, file_pieces
 from utils.text.corpus import load_corpus
 from utils.text.segmentation import Segmenter
-from utils.tokens import store_builder, store_files
+from utils.tokens import part_writer, store_builder, store_files
 from utils.tokens.store_files import new_folder
 from utils.tokens.token_store import PART_METADATA, Concatenated, TokenStore, write_store
 from utils.tokens.tokenization import tokenize_documents
@@ -181,6 +182,19 @@ def test_two_processes_build_one_store_together(tmp_path, tokenizer):
     assert sorted(first + second) == sorted(parts_of(tmp_path)) and len(parts_of(tmp_path)) == 12
     assert checksum == other_checksum == tokenize(folder, tokenizer, tmp_path / "alone").checksum
     assert first and second
+
+
+@pytest.mark.parametrize("name", ["tokens.bin", "lengths.bin"])
+def test_a_full_disk_leaves_nothing_behind(tmp_path, tokenizer, monkeypatch, name):
+    folder = write_shards(tmp_path / "text", make_documents(60), 1)
+
+    def open_on_full_disk(path: Path, mode: str):
+        return open("/dev/full" if path.name == name else path, mode)
+
+    monkeypatch.setattr(part_writer, "open", open_on_full_disk, raising=False)
+    with pytest.raises(UsageError, match=r"^the cache is full: .*No space left on device; .*--cache_dir"):
+        tokenize(folder, tokenizer, tmp_path)
+    assert not list((tmp_path / "language_modeling").glob("*/"))
 
 
 # Damage
