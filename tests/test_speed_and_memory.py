@@ -2,6 +2,8 @@
 
 import json
 import logging
+import sys
+import types
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +14,7 @@ from conftest import make_model, run_python
 from scripts import SCRIPTS, flags_of, save_checkpoints, write_documents
 from test_all_scripts import assert_same_weights, results_of
 
+from utils.compat import TRANSFORMERS_5
 from utils.errors import EarlyEnd
 from utils.training import evaluation, utilization
 from utils.training.evaluation import evaluation_batch_size
@@ -294,3 +297,40 @@ def test_loss_that_balances_experts(run, tokenizer, folder, tmp_path):
     assert logs[0][0]["grad_norm"] < logs[1][0]["grad_norm"]
     assert logs[0][1]["loss"] != logs[1][1]["loss"]
     assert results["with"]["eval_loss"] < 10
+
+
+# Liger's kernels
+
+
+@pytest.fixture
+def liger(monkeypatch):
+    """A package in the place of liger-kernel that knows Llama; the fixture is a list of what was applied."""
+    applied = []
+    transformers_part = types.ModuleType("liger_kernel.transformers")
+    transformers_part._apply_liger_kernel_to_instance = lambda model, **options: applied.append(options)
+    patches = types.ModuleType("liger_kernel.transformers.monkey_patch")
+    patches.MODEL_TYPE_TO_APPLY_LIGER_FN = {"llama": None}
+    for module in (types.ModuleType("liger_kernel"), transformers_part, patches):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    where_applied = "transformers.integrations.liger" if TRANSFORMERS_5 else "transformers.trainer"
+    for place in ("utils.config.rehearsal", where_applied):
+        monkeypatch.setattr(f"{place}.is_liger_kernel_available", lambda: True)
+    return applied
+
+
+def test_liger_replaces_layers_but_not_the_loss(liger, run, checkpoint, folder, tmp_path):
+    flags = ["--model_name_or_path", checkpoint("llama"), "--train_file", folder / "train.txt", "--do_train"]
+    run(tmp_path / "out", *flags, "--block_size", 16, "--max_steps", 1, "--use_liger_kernel")
+    assert liger == [{"cross_entropy": False, "fused_linear_cross_entropy": False}]
+
+
+def test_liger_without_kernels_for_the_model(liger, refused, checkpoint, folder):
+    flags = ["--model_name_or_path", checkpoint("gpt2"), "--train_file", folder / "train.txt", "--do_train"]
+    assert "no kernels for gpt2" in refused(*flags, "--block_size", 16, "--use_liger_kernel")
+
+
+def test_ligers_loss_is_refused(liger, refused, checkpoint, folder):
+    flags = ["--model_name_or_path", checkpoint("llama"), "--train_file", folder / "train.txt", "--do_train"]
+    config = '{"fused_linear_cross_entropy": true}'
+    line = refused(*flags, "--block_size", 16, "--use_liger_kernel", "--liger_kernel_config", config)
+    assert "fused_linear_cross_entropy" in line

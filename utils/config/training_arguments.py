@@ -158,6 +158,7 @@ class LMTrainingArguments(CompatTrainingArguments):
                 logger.warning("using one of %d GPUs; on the command line, each gets its own process", self.n_gpu)
             self._n_gpu = 1  # never DataParallel
         self._check_values()
+        self._leave_the_loss_out_of_liger()
 
     def _choose_steps(self) -> None:
         """Set `do_train` and `do_eval` where they were not given: true, unless the other one alone was asked for."""
@@ -213,6 +214,17 @@ class LMTrainingArguments(CompatTrainingArguments):
             raise UsageError(
                 "--accelerator_config: split_batches and dispatch_batches are unsupported; leave them out"
             )
+
+    def _leave_the_loss_out_of_liger(self) -> None:
+        """Let Liger replace layers of the model, but not its forward: this suite computes the loss itself."""
+        losses = ("cross_entropy", "fused_linear_cross_entropy")
+        given = self.liger_kernel_config or {}
+        if any(given.get(name) for name in losses):
+            raise UsageError(
+                "--liger_kernel_config: this suite has its own loss, also without logits in memory; leave out "
+                f"{' and '.join(losses)}"
+            )
+        self.liger_kernel_config = given | dict.fromkeys(losses, False) if self.use_liger_kernel else given or None
 
     @property
     def should_save(self) -> bool:

@@ -12,7 +12,6 @@ from utils.config.adapter_arguments import AdapterArguments
 from utils.config.data_arguments import DataArguments
 from utils.config.model_arguments import ModelArguments
 from utils.models.adapter_saving import save_merged_model
-from utils.reports.loss_plot import plot_losses
 from utils.reports.model_card import ModelCardText, write_model_card
 from utils.reports.summary import print_summary
 from utils.training.output_dir import EVAL_ARGS, write_run_args
@@ -49,6 +48,8 @@ def write_report(
     if trainer.is_world_process_zero():
         save_all_results(results, args.output_dir)
         if args.do_train and not is_reported:
+            from utils.reports.loss_plot import plot_losses  # with matplotlib, an eighth of the time to the first step
+
             set_names = list(trainer.eval_dataset) if isinstance(trainer.eval_dataset, dict) else []
             figure = plot_losses(trainer.state.log_history, loss_units(trainer), set_names)
             figure.savefig(f"{args.output_dir}/loss.png", dpi=120)

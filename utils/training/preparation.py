@@ -8,10 +8,11 @@ import torch
 from accelerate.utils import send_to_device
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 from transformers.integrations.deepspeed import deepspeed_init
 from transformers.trainer_callback import TrainerState
 
+from utils.config.training_arguments import LMTrainingArguments
 from utils.errors import UsageError
 from utils.examples.base import Examples
 from utils.training.checkpointing import load_trainer_state, load_training_state, load_weights
@@ -20,6 +21,23 @@ from utils.training.precision import log_cost_of_dropout
 
 
 logger = logging.getLogger(__name__)
+
+
+def check_model_flags(model: PreTrainedModel, args: LMTrainingArguments) -> None:
+    """Refuse what does not work with this model.
+
+    Raises:
+        UsageError: a training in float16, or gradient checkpointing or Liger's kernels for a model without them.
+    """
+    if args.do_train and model.dtype == torch.float16:
+        raise UsageError("--dtype float16 cannot hold the updates of a training: use --fp16, or --dtype bfloat16")
+    if args.gradient_checkpointing and not model.supports_gradient_checkpointing:
+        raise UsageError(f"--gradient_checkpointing: {type(model).__name__} does not support it; leave it out")
+    if args.use_liger_kernel:
+        from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN  # an optional package
+
+        if model.config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+            raise UsageError(f"--use_liger_kernel: Liger has no kernels for {model.config.model_type}; leave it out")
 
 
 def check_sharding_flags(trainer: Trainer) -> None:

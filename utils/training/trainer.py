@@ -30,7 +30,7 @@ from utils.training.log_callbacks import LogLines, ProgressBar
 from utils.training.optimizers import lamb
 from utils.training.out_of_memory import out_of_memory_explained
 from utils.training.output_dir import write_run_args
-from utils.training.preparation import check_sharding_flags
+from utils.training.preparation import check_model_flags, check_sharding_flags
 from utils.training.signals import StopRequested
 from utils.training.totals import TrainingCounter
 from utils.training.training_loop import TrainingLoop
@@ -76,10 +76,7 @@ class LMTrainer(TrainingLoop):
         target_name: str = "tokens",
         **kwargs,
     ):
-        if args.do_train and model.dtype == torch.float16:
-            raise UsageError("--dtype float16 cannot hold the updates of a training: use --fp16, or --dtype bfloat16")
-        if args.gradient_checkpointing and not model.supports_gradient_checkpointing:
-            raise UsageError(f"--gradient_checkpointing: {type(model).__name__} does not support it; leave it out")
+        check_model_flags(model, args)
         self.losses = losses or {"lm": "labels"}
         eval_dataset = kwargs.get("eval_dataset")
         set_names = list(eval_dataset) if isinstance(eval_dataset, dict) else []
