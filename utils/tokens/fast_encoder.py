@@ -1,7 +1,7 @@
 """Libraries that encode 20 to 200 times as fast as `tokenizers`, used only where they give the same ids.
 
-fastokens encodes BPE, byte-level or with byte fallback; splintr encodes WordPiece and Unigram. Both return one flat
-buffer of ids and release the GIL. See docs/tokenizers.md for those that were measured and not chosen.
+fastokens encodes BPE, byte-level or with byte fallback; splintr encodes WordPiece and Unigram. Both return
+buffers of ids and release the GIL. See docs/tokenizers.md for those that were measured and not chosen.
 """
 
 import functools
@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, normalizers
 from utils.tokens.word_starts import find_any, is_newline_split
 
 
+Encode = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]  # see FastEncoder
 LIBRARIES = {"BPE": "fastokens", "WordPiece": "splintr-rs", "Unigram": "splintr-rs"}
 
 
@@ -32,7 +33,7 @@ class FastEncoder:
     """
 
     name: str
-    encode: Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
+    encode: Encode
 
 
 class Unsupported(Exception):
@@ -68,9 +69,7 @@ def load_fast_encoder(tokenizer: Tokenizer, serialized: str) -> FastEncoder:
     spells_out = find_any(normalized if library == "splintr-rs" else [])
 
     def encode(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        id_buffer, offset_buffer = encode_batch(texts)
-        ids = np.frombuffer(id_buffer, np.uint32)
-        lengths = np.diff(np.frombuffer(offset_buffer, np.uint64).astype(np.int64))
+        ids, lengths = encode_batch(texts)
         exceptions = [i for i, text in enumerate(texts) if spells_out(text)]
         if exceptions:
             documents = np.split(ids, np.cumsum(lengths)[:-1])
@@ -82,23 +81,36 @@ def load_fast_encoder(tokenizer: Tokenizer, serialized: str) -> FastEncoder:
     return FastEncoder(f"{library} {version(library)}", encode)
 
 
-def _load_fastokens(serialized: str) -> Callable[[list[str]], tuple[bytes, bytes]]:
+def _load_fastokens(serialized: str) -> Encode:
     from fastokens import Tokenizer
 
     try:
-        return Tokenizer.from_json_str(serialized).encode_batch_flat
+        tokenizer = Tokenizer.from_json_str(serialized)
     except ValueError:  # it does not know each post-processor, such as RoBERTa's
-        return Tokenizer.from_json_str(json.dumps(json.loads(serialized) | {"post_processor": None})).encode_batch_flat
+        tokenizer = Tokenizer.from_json_str(json.dumps(json.loads(serialized) | {"post_processor": None}))
+
+    def encode(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        ids, offsets = tokenizer.encode_batch_flat(texts)
+        return np.frombuffer(ids, np.uint32), np.diff(np.frombuffer(offsets, np.uint64).astype(np.int64))
+
+    return encode
 
 
-def _load_splintr(serialized: str) -> Callable[[list[str]], tuple[bytes, bytes]]:
+def _load_splintr(serialized: str) -> Encode:
     import splintr
 
     definition = json.loads(serialized) | {"post_processor": None}
     if definition["model"]["type"] == "Unigram":
         _drop_newline_split(definition)
         _spell_out_accents(definition)
-    return splintr.from_json_bytes(json.dumps(definition).encode()).encode_batch_flat
+    tokenizer = splintr.from_json_bytes(json.dumps(definition).encode())
+
+    def encode(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        # Not its encode_batch_flat: that starts threads, without which it hangs in a process that is forked later.
+        buffers = [tokenizer.encode_flat(text) for text in texts]
+        return np.frombuffer(b"".join(buffers), np.uint32), np.array(list(map(len, buffers)), dtype=np.int64) // 4
+
+    return encode
 
 
 def _drop_newline_split(definition: dict) -> None:

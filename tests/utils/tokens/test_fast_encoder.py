@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -159,6 +160,18 @@ def test_words_follow_from_pieces(name):
     fast, exact = (Encoder(tokenizer, False, True, False, True, use_fast_encoder=use) for use in (True, False))
     assert fast.fast is not None and exact.fast is None, fast.fast_refusal
     assert np.array_equal(fast(texts).word_starts, exact(texts).word_starts)
+
+
+def test_a_forked_process_can_encode_too(kind):
+    """Although the threads of a library do not exist in it."""
+    encoder = Encoder(kind, False, False, False, False)
+    encoder(TEXTS)
+    process = multiprocessing.get_context("fork").Process(target=encoder, args=(TEXTS,))
+    process.start()
+    process.join(30)
+    is_alive = process.is_alive()
+    process.kill()
+    assert not is_alive and process.exitcode == 0
 
 
 def test_what_is_refused_says_why(tokenizer):
