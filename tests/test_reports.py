@@ -66,12 +66,12 @@ def test_the_best_model_is_reported_as_its_step(run, training, tmp_path, caplog)
     )  # fmt: skip
     state = json.loads((out / "trainer_state.json").read_text())
     evaluations = [log for log in state["log_history"] if "eval_loss" in log]
-    assert [log["step"] for log in evaluations] == [1, 2, 3, 4, 1]
-    assert evaluations[-1]["eval_loss"] == pytest.approx(evaluations[0]["eval_loss"], rel=1e-9)
-    assert evaluations[-1]["epoch"] == evaluations[0]["epoch"] < results["epoch"] == evaluations[3]["epoch"]
+    assert [log["step"] for log in evaluations] == [1, 2, 3, 4]  # the first step is not evaluated again
+    assert results["eval_loss"] == pytest.approx(evaluations[0]["eval_loss"], rel=1e-9)
+    assert evaluations[0]["epoch"] < results["epoch"] == evaluations[3]["epoch"]
     assert state["global_step"] == 4
     lines = [record.message for record in caplog.records if "eval loss" in record.message]
-    assert [re.match(r"step (\d)", line)[1] for line in lines] == ["1", "2", "3", "4", "1"]
+    assert [re.match(r"step (\d)", line)[1] for line in lines] == ["1", "2", "3", "4"]
     assert "loaded the weights of step 1 of 4, the best by eval_loss" in caplog.text
     for file in ("train", "eval"):
         assert json.loads((out / f"{file}_results.json").read_text())["best_step"] == 1
@@ -204,10 +204,11 @@ def test_the_card_has_the_batch_size_that_fits(run, training, tmp_path, monkeypa
 
     monkeypatch.setattr(LMTrainer, "training_step", limited)
     results = run(tmp_path / "out", *training, "--auto_find_batch_size")
-    batch_size = int(re.search(r"\| batch_size \| (\d+) x", (tmp_path / "out" / "README.md").read_text())[1])
-    assert batch_size <= 4
-    assert results["train_samples"] == 4 * batch_size
-    assert f"batches of {batch_size} x 1 x 1" in caplog.text
+    card = (tmp_path / "out" / "README.md").read_text()
+    batch_size, accumulation = map(int, re.search(r"\| batch_size \| (\d+) x (\d+) x 1", card).groups())
+    assert batch_size <= 4 and batch_size * accumulation == 8  # an update has as many examples as before
+    assert results["train_samples"] == 4 * 8
+    assert f"batches of {batch_size} x {accumulation} x 1" in caplog.text
 
 
 # Files of an evaluation, and what is printed

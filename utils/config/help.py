@@ -25,6 +25,7 @@ TRAINING = {
     "num_train_epochs": "Passes over the training data.",
     "max_steps": "Number of updates; if positive, it overrides --num_train_epochs.",
     "max_train_hours": "",
+    "dry_run": "",
     "per_device_train_batch_size": "Examples per process in each forward pass.",
     "gradient_accumulation_steps": "Forward passes per update.",
     "learning_rate": "Peak learning rate.",
