@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import UsageError
-from utils.fingerprint import checksum
+from utils.fingerprint import CHUNK, checksum, checksum_of
 
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # changes when the machine starts; Linux only
@@ -92,8 +92,18 @@ def memory_map(file: Path, dtype: str) -> np.ndarray:
     return np.memmap(file, dtype=dtype, mode="r")
 
 
+def read_chunks(file: Path, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    """The bytes of a file. Unlike those of a mapped file, they do not stay in the memory of the process."""
+    end = file.stat().st_size if end is None else end
+    with open(file, "rb", buffering=0) as stream:
+        stream.seek(start)
+        while start < end and (chunk := stream.read(min(CHUNK, end - start))):
+            yield chunk
+            start += len(chunk)
+
+
 def _checksum(file: Path) -> str:
-    return checksum(memory_map(file, "uint8"))
+    return checksum_of(read_chunks(file))
 
 
 def _digest(metadata: dict) -> str:

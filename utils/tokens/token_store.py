@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.fingerprint import checksum
-from utils.tokens.store_files import memory_map, new_folder, read_folder
+from utils.fingerprint import checksum_of
+from utils.tokens.store_files import memory_map, new_folder, read_chunks, read_folder
 
 
 PART_METADATA = "part.json"
@@ -83,9 +83,6 @@ class Concatenated:
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         return self._read(0, len(self)).astype(dtype or self.dtype, copy=False)
 
-    def chunks(self) -> list[np.ndarray]:
-        return list(self._arrays)
-
     def _read(self, start: int, end: int) -> np.ndarray:
         if end <= start:
             return np.empty(0, self.dtype)
@@ -151,12 +148,10 @@ def write_store(path: Path, parts: list[Path], rows: Sequence[tuple[int, int]] |
                 first_row += part_metadata["rows"]
         if not has_segments:
             (folder / "segment_offsets.bin").unlink()
-        tokens = map_spans(spans, "tokens.bin", dtype)
-        arrays = tokens.chunks() if isinstance(tokens, Concatenated) else [tokens]
-        arrays += [
-            memory_map(file, "int64")
-            for file in (folder / "offsets.bin", folder / "segment_offsets.bin")
-            if file.exists()
+        size = np.dtype(dtype).itemsize
+        places = [(part / "tokens.bin", start * size, end * size) for part, start, end in spans]
+        places += [
+            (folder / name, 0, None) for name in ("offsets.bin", "segment_offsets.bin") if (folder / name).exists()
         ]
         metadata |= {
             "parts": _contents(parts),
@@ -165,7 +160,7 @@ def write_store(path: Path, parts: list[Path], rows: Sequence[tuple[int, int]] |
             "tokens": num_tokens,
             "bytes": num_bytes,
             "dtype": dtype,
-            "checksum": checksum(*arrays),
+            "checksum": checksum_of(chunk for place in places for chunk in read_chunks(*place)),
             "spans": [(part.name, start, end) for part, start, end in spans],
         }
 
