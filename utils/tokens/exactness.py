@@ -1,10 +1,7 @@
 """On which texts a fast encoder is compared with `tokenizers`: hard ones, the first of a corpus, and a sample."""
 
-import json
-import os
 import unicodedata
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 
 FIRST_CHARACTERS = 100_000  # the first documents are compared until they have as many
@@ -102,26 +99,3 @@ def documents_to_compare(texts: Sequence[str], seed: int, first_number: int, is_
         if num_characters > FIRST_CHARACTERS:
             break
     return sorted(chosen)
-
-
-def read_refusal(file: Path, encoder: str) -> str | None:
-    """Why this version of an encoder was refused for the corpus earlier; None if it was not."""
-    if not file.exists():
-        return None
-    refusal = json.loads(file.read_text())
-    return refusal["reason"] if refusal["encoder"] == encoder else None
-
-
-def refusal_reason(encoder: str, source: str, text: str) -> str:
-    """The sentence that tells where an encoder was wrong."""
-    return (
-        f"{encoder} gives other ids than tokenizers for a document of {source} that begins with {text[:60]!r}, so all "
-        "of it is tokenized with tokenizers, which takes longer"
-    )
-
-
-def write_refusal(file: Path, encoder: str, reason: str) -> None:
-    """Tell the other processes, and later runs, that the encoder is wrong for this corpus."""
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps({"encoder": encoder, "reason": reason}))
-    unfinished.rename(file)

@@ -19,8 +19,9 @@ from utils.text.columns import read_texts
 from utils.text.row import Row
 from utils.tokens.corpus_parts import Part
 from utils.tokens.encoder import Encoded, Encoder, EncodersDiffer
-from utils.tokens.exactness import documents_to_compare, read_refusal, refusal_reason, write_refusal
+from utils.tokens.exactness import documents_to_compare
 from utils.tokens.part_writer import PartWriter
+from utils.tokens.refusals import heed_refusal, refuse
 from utils.tokens.store_files import CorruptFolder, new_folder, read_folder
 from utils.tokens.threads import map_in_threads
 from utils.tokens.token_store import PART_METADATA
@@ -73,7 +74,6 @@ class Build:
         """
         missing = list(self.parts)
         while missing:
-            self._heed_refusal()
             others = []
             for key in missing:
                 try:
@@ -82,7 +82,7 @@ class Build:
                 except Timeout:
                     others.append(key)
                 except EncodersDiffer as difference:
-                    self._refuse(key, difference)
+                    refuse(self.encoder, self.refusal_file, self.parts[key].name, difference.text)
                     break
             else:
                 missing = others
@@ -103,7 +103,7 @@ class Build:
 
     def _is_usable(self, key: str) -> bool:
         """Whether a part exists, is intact and was made as it should be."""
-        self._heed_refusal()
+        heed_refusal(self.encoder, self.refusal_file)
         try:
             metadata = read_folder(self.folder / key, PART_METADATA)
         except CorruptFolder as damage:
@@ -112,18 +112,6 @@ class Build:
         if metadata is None or (self.overwrite and metadata["job"] != self.job):
             return False
         return self.encoder.fast is not None or metadata["is_by_tokenizers"]
-
-    def _heed_refusal(self) -> None:
-        if self.encoder.fast is not None:
-            reason = read_refusal(self.refusal_file, self.encoder.name)
-            if reason is not None:
-                self.encoder.use_tokenizers(reason)
-
-    def _refuse(self, key: str, difference: EncodersDiffer) -> None:
-        reason = refusal_reason(self.encoder.name, self.parts[key].name, difference.text)
-        write_refusal(self.refusal_file, self.encoder.name, reason)
-        self.encoder.use_tokenizers(reason)
-        logger.warning("%s", reason)
 
     def _tokenize(self, key: str) -> Iterator[int]:
         part = self.parts[key]

@@ -1,6 +1,5 @@
 """A stream of documents -> a stream of token ids: shuffled, tokenized in threads during training, resumable."""
 
-import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,11 +14,10 @@ from utils.errors import UsageError
 from utils.text.columns import read_texts
 from utils.text.document_stream import DocumentStream
 from utils.tokens.encoder import Encoded, Encoder, EncodersDiffer
-from utils.tokens.exactness import documents_to_compare, refusal_reason, write_refusal
+from utils.tokens.exactness import documents_to_compare
+from utils.tokens.refusals import refuse
 from utils.tokens.threads import map_in_threads
 
-
-logger = logging.getLogger(__name__)
 
 CHARACTERS_PER_TASK = 200_000  # they keep a thread busy for 20 ms
 DRAWS_PER_CHUNK = 4096  # from the shuffle buffer; part of what a seed means
@@ -104,17 +102,9 @@ class TokenizedDocuments:
         try:
             return encoder(texts, compared), position, ends_epoch
         except EncodersDiffer as difference:
-            self._refuse(difference)
+            if encoder.fast is not None:  # the first of the threads
+                refuse(encoder, self.stream.refusal_file, self.stream.documents.source, difference.text)
             return encoder(texts), position, ends_epoch
-
-    def _refuse(self, difference: EncodersDiffer) -> None:
-        """From now on, tokenize with `tokenizers`."""
-        encoder = self.stream.encoder
-        if encoder.fast is not None:  # the first of the threads
-            reason = refusal_reason(encoder.name, self.stream.documents.source, difference.text)
-            write_refusal(self.stream.refusal_file, encoder.name, reason)
-            encoder.use_tokenizers(reason)
-            logger.warning("%s", reason)
 
     def _read(self, position: Position) -> Iterator[tuple[list[str], Position, bool, bool]]:
         """Texts, the position after them, whether they end an epoch, and whether they are the first ones."""

@@ -18,7 +18,8 @@ from utils.text.document_stream import DocumentStream
 from utils.text.segmentation import Segmenter
 from utils.tokens.corpus_parts import divide, read_rows
 from utils.tokens.encoder import Encoder
-from utils.tokens.exactness import ONE_IN, read_refusal
+from utils.tokens.exactness import ONE_IN
+from utils.tokens.refusals import heed_refusal
 from utils.tokens.store_builder import Build, part_key
 from utils.tokens.store_files import CorruptFolder, read_folder
 from utils.tokens.token_store import PART_METADATA, TokenStore, is_store_of, write_store
@@ -108,8 +109,7 @@ def tokenize_documents(
         next(iterate_texts(documents, document_text), None)  # finds a missing column before the model is loaded
         key = fingerprint(format_version=STREAM_VERSION, documents=documents._fingerprint, **determinants)
         refusal_file = cache / f"{key}.refusal"
-        if encoder.fast is not None and (reason := read_refusal(refusal_file, encoder.name)):
-            encoder.use_tokenizers(reason)
+        heed_refusal(encoder, refusal_file)
         _log_stream(description, encoder)
         return TokenStream(documents, encoder, document_text, num_workers, key, refusal_file)
 
