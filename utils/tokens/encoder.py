@@ -13,6 +13,7 @@ from utils.fingerprint import fingerprint
 from utils.text.segmentation import Segmenter
 from utils.tokens.exactness import hard_texts
 from utils.tokens.fast_encoder import FastEncoder, Unsupported, load_fast_encoder
+from utils.tokens.template import tokens_around
 from utils.tokens.token_bytes import TokenByteCounter
 from utils.tokens.word_starts import word_pieces, word_starts
 
@@ -144,9 +145,12 @@ class Encoder:
                 raise Unsupported("bytes of tokens that are not byte-level need character offsets")
             if self.with_word_starts and self._word_pieces is None:
                 raise Unsupported("the words of this tokenizer do not follow from its pieces")
-            self._affixes = _template_tokens(backend) if add_special_tokens else ([], [])
+            self._affixes = ([], [])
+            if add_special_tokens:
+                content, framed = (backend.encode("A", add_special_tokens=added).ids for added in (False, True))
+                self._affixes = tokens_around(content, framed)
             self.fast, self.fast_refusal = load_fast_encoder(backend, serialized), None
-        except Unsupported as reason:
+        except (Unsupported, ValueError) as reason:
             return self.use_tokenizers(str(reason))
         texts = hard_texts(token.content for token in backend.get_added_tokens_decoder().values())
         try:
@@ -284,14 +288,3 @@ def _spread(values: np.ndarray, mask: np.ndarray, fill: int) -> np.ndarray:
     spread = np.full(len(mask), fill, dtype=values.dtype)
     spread[mask] = values
     return spread
-
-
-def _template_tokens(backend: Tokenizer) -> tuple[list[int], list[int]]:
-    """The ids that the template adds before and after a text. Raises Unsupported if it does something else."""
-    content = backend.encode("A", add_special_tokens=False).ids
-    framed = backend.encode("A", add_special_tokens=True).ids
-    num_added = len(framed) - len(content)
-    for start in range(num_added + 1):
-        if framed[start : start + len(content)] == content:
-            return framed[:start], framed[start + len(content) :]
-    raise Unsupported("its template does more than adding tokens around a text")

@@ -117,12 +117,13 @@ def write_store(path: Path, parts: list[Path], rows: Sequence[tuple[int, int]] |
         spans: list[tuple[Path, int, int]] = []
         num_documents = num_bytes = num_tokens = num_segments = first_row = 0
         has_segments = False
-        dtype = "uint16"
+        contents, dtype = [], "uint16"
         with open(folder / "offsets.bin", "wb") as offsets, open(folder / "segment_offsets.bin", "wb") as segments:
             for file in (offsets, segments):
                 file.write(np.int64(0))
             for part in parts:
                 part_metadata = read_folder(part, PART_METADATA)
+                contents.append(part_metadata["files"])
                 dtype = part_metadata["dtype"]
                 lengths = memory_map(part / "lengths.bin", "uint32").astype(np.int64)
                 token_ends = np.cumsum(lengths)
@@ -154,7 +155,7 @@ def write_store(path: Path, parts: list[Path], rows: Sequence[tuple[int, int]] |
             (folder / name, 0, None) for name in ("offsets.bin", "segment_offsets.bin") if (folder / name).exists()
         ]
         metadata |= {
-            "parts": _contents(parts),
+            "parts": contents,
             "documents": num_documents,
             "segments": num_segments,
             "tokens": num_tokens,
@@ -168,12 +169,9 @@ def write_store(path: Path, parts: list[Path], rows: Sequence[tuple[int, int]] |
 def is_store_of(path: Path, parts: list[Path]) -> bool:
     """Whether a store exists and was made of these parts as they are now. Raises CorruptFolder if it is damaged."""
     metadata = read_folder(path, STORE_METADATA)
-    return metadata is not None and metadata["parts"] == _contents(parts)
-
-
-def _contents(parts: list[Path]) -> list[dict]:
-    """Sizes and checksums of the files of each part."""
-    return [read_folder(part, PART_METADATA)["files"] for part in parts]
+    if metadata is None:
+        return False
+    return metadata["parts"] == [read_folder(part, PART_METADATA)["files"] for part in parts]
 
 
 def _documents_of(

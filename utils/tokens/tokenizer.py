@@ -11,6 +11,7 @@ from utils.errors import UsageError
 from utils.hub.errors import explain_hub_error, is_hub_error
 from utils.models.config import check_config_files
 from utils.text.columns import Documents
+from utils.tokens.template import tokens_around
 from utils.tokens.tokenizer_training import load_or_train_tokenizer
 
 
@@ -102,10 +103,4 @@ def _added_by_template(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], l
     text = "A"
     content = tokenizer(text, add_special_tokens=False)["input_ids"]
     with_special_tokens = tokenizer(text)["input_ids"]
-    num_added = len(with_special_tokens) - len(content)
-    if not (num_added and content):
-        return [], []
-    start = next(
-        start for start in range(num_added + 1) if with_special_tokens[start : start + len(content)] == content
-    )
-    return with_special_tokens[:start], with_special_tokens[start + len(content) :]
+    return tokens_around(content, with_special_tokens) if content else ([], [])

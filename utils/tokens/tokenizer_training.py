@@ -179,9 +179,10 @@ class TrainingTexts:
                 number = numbers.stop
             texts = [text for text in texts if text]
             yield texts
-            num_bytes += sum(len(text.encode()) for text in texts)
-            if isinstance(self.documents, DocumentStream) and num_bytes >= self.num_bytes:
-                return
+            if isinstance(self.documents, DocumentStream):
+                num_bytes += sum(len(text.encode()) for text in texts)
+                if num_bytes >= self.num_bytes:
+                    return
 
 
 def _is_drawn(number: int, share: float) -> bool:
