@@ -114,9 +114,8 @@ def main(args: list[str] | None = None) -> dict[str, float]:
     use_maskless_attention(model)
 
     # Collator: every token but the first of a block is a target
-    data_collator = CausalLMCollator(
-        tokenizer, pad_to_length=block_size if data_args.pad_to_max_length or training_args.torch_compile else None
-    )
+    pad_to_length = data_args.pad_to_length(block_size, training_args.torch_compile)
+    data_collator = CausalLMCollator(tokenizer, pad_to_length=pad_to_length)
 
     # Trainer: exact sums over batches and processes, checkpoints that resume exactly
     trainer = LMTrainer(

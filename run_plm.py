@@ -109,7 +109,7 @@ def main(args: list[str] | None = None) -> dict[str, float]:
         seed=training_args.seed,
         plm_probability=plm_args.plm_probability,
         max_span_length=plm_args.max_span_length,
-        pad_to_length=block_size if data_args.pad_to_max_length or training_args.torch_compile else None,
+        pad_to_length=data_args.pad_to_length(block_size, training_args.torch_compile),
     )
 
     # Trainer: exact sums over batches and processes, checkpoints that resume exactly

@@ -165,7 +165,7 @@ def main(args: list[str] | None = None) -> dict[str, float]:
         mask_replace_prob=pair_args.mask_replace_prob,
         random_replace_prob=pair_args.random_replace_prob,
         whole_word_mask=pair_args.whole_word_mask,
-        pad_to_length=block_size if data_args.pad_to_max_length or training_args.torch_compile else None,
+        pad_to_length=data_args.pad_to_length(block_size, training_args.torch_compile),
     )
 
     # Trainer: exact sums over batches and processes, checkpoints that resume exactly

@@ -47,6 +47,19 @@ def train(folder, tmp_path):
     return call
 
 
+@pytest.fixture
+def evaluated(monkeypatch) -> list[int]:
+    """The steps at which an evaluation was made."""
+    steps = []
+    evaluate_set = LMTrainer._evaluate_set
+    monkeypatch.setattr(
+        LMTrainer,
+        "_evaluate_set",
+        lambda self, *args: steps.append(self.state.global_step) or evaluate_set(self, *args),
+    )
+    return steps
+
+
 # Compilation
 
 
@@ -145,15 +158,8 @@ def test_evaluation_without_a_batch_size(name, train, folder):
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-def test_last_evaluation_is_not_repeated(steps, train, monkeypatch):
+def test_last_evaluation_is_not_repeated(steps, train, evaluated):
     """The last of 4 updates is evaluated in the training if it evaluates every update, but not every third one."""
-    evaluated = []
-    evaluate_set = LMTrainer._evaluate_set
-    monkeypatch.setattr(
-        LMTrainer,
-        "_evaluate_set",
-        lambda self, *args: evaluated.append(self.state.global_step) or evaluate_set(self, *args),
-    )
     flags = ["--per_device_train_batch_size", 7, "--eval_strategy", "steps", "--eval_steps", steps]
     output = train("clm", "out", *flags)
     assert evaluated == ([1, 2, 3, 4] if steps == 1 else [3, 4])
@@ -163,15 +169,8 @@ def test_last_evaluation_is_not_repeated(steps, train, monkeypatch):
     assert last["step"] == 4 and results["eval_loss"] == last["eval_loss"]
 
 
-def test_best_models_evaluation_is_not_repeated(train, monkeypatch):
+def test_best_models_evaluation_is_not_repeated(train, evaluated):
     """With a learning rate that makes every step worse, the first one is the best."""
-    evaluated = []
-    evaluate_set = LMTrainer._evaluate_set
-    monkeypatch.setattr(
-        LMTrainer,
-        "_evaluate_set",
-        lambda self, *args: evaluated.append(self.state.global_step) or evaluate_set(self, *args),
-    )
     flags = ["--per_device_train_batch_size", 7, "--eval_strategy", "steps", "--eval_steps", 1, "--save_strategy"]
     flags += ["steps", "--save_steps", 1, "--load_best_model_at_end", "--learning_rate", 10]
     output = train("clm", "out", *flags)
@@ -193,6 +192,14 @@ def test_dry_run_writes_nothing(name, train, capsys):
     printed = capsys.readouterr().out
     for label in ("parameters", "steps", "tokens", "seconds per step", "checkpoint mb", "peak memory mb"):
         assert label in printed
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(20, 1), (5, 2), (20, 4)])
+def test_dry_run_of_an_epoch_with_less_than_two_updates(batch_size, accumulation, train, capsys):
+    """13 examples: an update, or one and a part of another, an epoch."""
+    flags = ["--per_device_train_batch_size", batch_size, "--gradient_accumulation_steps", accumulation, "--dry_run"]
+    train("clm", "out", *flags)
+    assert "seconds per step" in capsys.readouterr().out
 
 
 def test_dry_run_predicts_the_run(folder, tmp_path):

@@ -146,3 +146,7 @@ class DataArguments:
         """The tokens that `max_samples(split)` blocks hold; None for all."""
         max_samples = self.max_samples(split)
         return None if max_samples is None else max_samples * block_size
+
+    def pad_to_length(self, block_size: int, is_compiled: bool) -> int | None:
+        """The length of all batches: for a compiled model too, `block_size`; None to pad to the longest example."""
+        return block_size if self.pad_to_max_length or is_compiled else None

@@ -56,7 +56,7 @@ EVALUATION = {
     "do_eval": "Evaluate. Default: true, except with --do_train alone.",
     "eval_strategy": "When to evaluate during training: no, steps or epoch.",
     "eval_steps": "With --eval_strategy steps: every N updates. Default: --logging_steps.",
-    "per_device_eval_batch_size": "Examples per process in each forward pass.",
+    "per_device_eval_batch_size": "Examples per process in each forward pass. Default: as many as memory allows.",
     "metric": "",
     "load_best_model_at_end": "Save the weights of the best checkpoint instead of the last.",
     "metric_for_best_model": "eval_loss, eval_accuracy or a --metric. Default: eval_loss.",

@@ -7,11 +7,12 @@ from utils.errors import UsageError
 
 
 ABOVE_0 = math.ulp(0)  # the least number that is positive
+BELOW_1 = 1 - math.ulp(0.5)  # the greatest one below 1
 
 # From each flag to the least and the most that it may be. NaN is never in a range, and neither is infinity.
 RANGES = {
-    "adam_beta1": (0, 1 - math.ulp(0.5)),
-    "adam_beta2": (0, 1 - math.ulp(0.5)),
+    "adam_beta1": (0, BELOW_1),
+    "adam_beta2": (0, BELOW_1),
     "adam_epsilon": (ABOVE_0, math.inf),
     "data_seed": (0, 2**64 - 1),
     "dataloader_num_workers": (0, math.inf),
@@ -21,7 +22,7 @@ RANGES = {
     "eval_delay": (0, math.inf),
     "eval_steps": (ABOVE_0, math.inf),
     "gradient_accumulation_steps": (1, math.inf),
-    "label_smoothing_factor": (0, 1 - math.ulp(0.5)),
+    "label_smoothing_factor": (0, BELOW_1),
     "learning_rate": (0, math.inf),
     "logging_steps": (ABOVE_0, math.inf),
     "max_grad_norm": (0, math.inf),
@@ -55,7 +56,7 @@ def check_ranges(arguments) -> None:
 
 
 def _describe(least: float, most: float) -> str:
-    if least == 0 and most == 1 - math.ulp(0.5):
+    if least == 0 and most == BELOW_1:
         return "give a number from 0 to 1, but not 1"
     low = "above 0" if least == ABOVE_0 else f"{least} or more"
     return f"give a number from {least} to {most}" if most < math.inf else f"give a number {low}"

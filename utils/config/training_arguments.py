@@ -117,7 +117,6 @@ class LMTrainingArguments(CompatTrainingArguments):
             "time limit; leave time for loading, one step and saving. Default: no limit."
         },
     )
-
     dry_run: bool = field(
         default=False,
         metadata={

@@ -21,11 +21,11 @@ FORMATS = {
 
 
 def print_dry_run(trainer: LMTrainer) -> dict[str, float]:
-    """Make two updates and evaluate a batch; print sizes, memory and times of the run. Nothing is written.
+    """Make at most two updates and evaluate a batch; print sizes, memory and times of the run. Nothing is written.
 
     Returns:
         `parameters`, `trained_parameters`; in training `steps`, `tokens` of the whole run (of a stream: at most),
-        `seconds_per_step` (of the second update), `checkpoint_mb` (10^6 bytes) and `training_seconds`; in evaluation
+        `seconds_per_step` (of the last update made), `checkpoint_mb` (10^6 bytes) and `training_seconds`; in evaluation
         `evaluation_seconds`, of each; `peak_memory_mb` and, on a GPU, `peak_gpu_memory_mb`, of the largest process.
     """
     parameters = list(trainer.model.parameters())
@@ -40,7 +40,7 @@ def print_dry_run(trainer: LMTrainer) -> dict[str, float]:
     memory = {name: value for name, value in run_figures(trainer).items() if name.endswith("memory_mb")}
     figures |= memory
     if trainer.is_world_process_zero():
-        print("\ndry run: two updates and one evaluation batch were made, nothing was written")
+        print("\ndry run: at most two updates and one evaluation batch were made, nothing was written")
         for name, value in figures.items():
             print(f"{name.replace('_', ' '):>20}  {FORMATS.get(name, '{:,.0f}'.format)(value)}", flush=True)
     return figures
@@ -55,8 +55,9 @@ def _measure_training(trainer: LMTrainer) -> dict[str, float]:
     dataloader.set_epoch(0, 0)
     batches = iter(dataloader)
     seconds = math.nan
-    for _ in range(min(2, max_steps)):
-        micro_batches = trainer.next_batches(batches, min(args.gradient_accumulation_steps, len(dataloader)))
+    num_batches = min(args.gradient_accumulation_steps, len(dataloader))
+    for _ in range(min(2, max_steps, len(dataloader) // num_batches)):
+        micro_batches = trainer.next_batches(batches, num_batches)
         start = time.monotonic()
         trainer.update(model, micro_batches, epoch=0.0)
         if args.device.type == "cuda":
