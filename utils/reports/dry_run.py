@@ -25,8 +25,9 @@ def print_dry_run(trainer: LMTrainer) -> dict[str, float]:
 
     Returns:
         `parameters`, `trained_parameters`; in training `steps`, `tokens` of the whole run (of a stream: at most),
-        `seconds_per_step` (of the last update made), `checkpoint_mb` (10^6 bytes) and `training_seconds`; in evaluation
-        `evaluation_seconds`, of each; `peak_memory_mb` and, on a GPU, `peak_gpu_memory_mb`, of the largest process.
+        `seconds_per_step` (of the last update made), `checkpoint_mb` (10^6 bytes) and `training_seconds`; in
+        evaluation `evaluation_seconds`, of each; `peak_memory_mb` and, on a GPU, `peak_gpu_memory_mb`, of the largest
+        process.
     """
     parameters = list(trainer.model.parameters())
     figures = {
