@@ -91,22 +91,28 @@ def python_text() -> Iterator[str]:
                 continue
 
 
-def write_text(folder: Path, megabytes: float, flags: argparse.Namespace) -> Path:
+def write_text(file: Path, megabytes: float, text_file: str | None = None) -> Path:
     """Write documents of `megabytes` in all, repeating the text if it is too short: lines of .txt, or rows of .jsonl.
 
-    The text file of `--text_file` is divided into documents at blank lines for `--documents files`.
+    The text is Python's own, or that of `text_file`, which is divided at blank lines into the documents of a .jsonl.
     """
-    texts = Path(flags.text_file).read_text(encoding="utf-8").split("\n\n") if flags.text_file else list(python_text())
-    if flags.documents == "lines":
+    are_lines = file.suffix == ".txt"
+    texts = Path(text_file).read_text(encoding="utf-8").split("\n\n") if text_file else list(python_text())
+    if are_lines:
         texts = [line for text in texts for line in text.split("\n")]
-    file = folder / f"{megabytes:g}{'.txt' if flags.documents == 'lines' else '.jsonl'}"
     size = 0
     with open(file, "w", encoding="utf-8") as output:
         for text in itertools.cycle(texts):
-            size += len(text.encode()) + (flags.documents == "lines")
+            size += len(text.encode()) + are_lines
             if size > megabytes * 1e6:
                 return file
-            output.write(f"{text}\n" if flags.documents == "lines" else f"{json.dumps({'text': text})}\n")
+            output.write(f"{text}\n" if are_lines else f"{json.dumps({'text': text})}\n")
+
+
+def input_file(folder: Path, megabytes: float, flags: argparse.Namespace) -> Path:
+    """The text that the flags ask for."""
+    file = folder / f"{megabytes:g}{'.txt' if flags.documents == 'lines' else '.jsonl'}"
+    return write_text(file, megabytes, flags.text_file)
 
 
 def load_documents(text_file: Path, cache_dir: Path) -> FileDocuments:
@@ -194,7 +200,7 @@ PREPROCESS = {"ours": preprocess_ours, "baseline": preprocess_baseline}
 
 def compare_speed(flags: argparse.Namespace, folder: Path) -> bool:
     """Preprocess both ways, print the times, and return whether the tokens agree."""
-    text_file = write_text(folder, flags.megabytes, flags)
+    text_file = input_file(folder, flags.megabytes, flags)
     documents = load_dataset_of(text_file, folder / "datasets")
     tokenizer = load_tokenizer(find_or_train_tokenizer(flags, load_documents(text_file, folder / "corpus"), folder))
     megabytes = sum(len(text.encode()) for batch in documents.iter(1000) for text in batch["text"]) / 1e6
@@ -242,7 +248,7 @@ def same_tokens(store: TokenStore, tokenized: Dataset) -> bool:
 
 def compare_memory(flags: argparse.Namespace, folder: Path) -> None:
     sizes = (flags.memory_megabytes, 10 * flags.memory_megabytes)
-    text_files = [write_text(folder, size, flags) for size in sizes]
+    text_files = [input_file(folder, size, flags) for size in sizes]
     tokenizer = find_or_train_tokenizer(flags, load_documents(text_files[0], folder / "corpus"), folder)
     growths = {}
     for name in PREPROCESS:
@@ -273,7 +279,7 @@ def preprocess_file(
 
 def measure_large(flags: argparse.Namespace, folder: Path) -> None:
     """The time and the peak memory of a fresh process that tokenizes a large text."""
-    text_file = write_text(folder, LARGE_MEGABYTES, flags)
+    text_file = input_file(folder, LARGE_MEGABYTES, flags)
     tokenizer = find_or_train_tokenizer(flags, load_documents(text_file, folder / "corpus"), folder)
     start = time.perf_counter()
     before, peak = in_fresh_process(preprocess_file, "ours", text_file, tokenizer, flags.block_size, folder / "large")

@@ -61,8 +61,8 @@ def main() -> None:
 
 def make_inputs(folder: Path) -> None:
     """Two texts, and a model with random weights and a tokenizer of 8,192 of its 50,257 tokens."""
-    write_text(folder / "train.txt", 2.5, None)
-    write_text(folder / "validation.txt", 0.6, None)
+    write_text(folder / "train.txt", 2.5)
+    write_text(folder / "validation.txt", 0.6)
     lines = (folder / "train.txt").read_text(encoding="utf-8").splitlines(keepends=True)
     train_tokenizer("bpe", [lines], 8192).save_pretrained(folder / "checkpoint")
     set_seed(0)
